@@ -1,0 +1,169 @@
+"""Prompts: where episodes begin. JSONL, plain text, the embedded corpus; splits that never overlap."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from envs.errors import InputError
+from envs.service_desk import Checks, messages
+
+EMBEDDED_COUNTS = {"train": 4096, "validation": 256, "test": 256}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt and what is known about a good reply to it.
+
+    A JSONL line carries the same fields: `prompt` (required), `reference` (a string or a list of strings), `tags` (a
+    list of strings) and `checks` (an object with any of `copied`, `computed`, `required`, `rare`: lists of strings).
+    """
+
+    text: str
+    references: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    checks: Checks = field(default_factory=Checks)
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise InputError("a prompt is empty (0 characters besides white space); give it text or remove it")
+
+
+class Splits(NamedTuple):
+    """Three lists of prompts; no text stands in two of them."""
+
+    train: list[Prompt]
+    validation: list[Prompt]
+    test: list[Prompt]
+
+
+def prompt_hash(text: str) -> str:
+    """Identity of a prompt: 16 hexadecimal digits of the BLAKE2b of its text, outer white space aside.
+
+    >>> prompt_hash("Where is my order?") == prompt_hash(" Where is my order? ")
+    True
+    """
+    return hashlib.blake2b(text.strip().encode(), digest_size=8).hexdigest()
+
+
+def embedded_prompts(split: str, count: int | None = None) -> list[Prompt]:
+    """Prompts of the embedded service desk.
+
+    Args:
+        split: `train`, `validation` or `test`; the corpus keeps their prompts disjoint.
+        count: how many; None = 4,096 for training, 256 for the held-out splits.
+    Raises: InputError: an unknown split.
+    """
+    if split not in EMBEDDED_COUNTS:
+        raise InputError(f"split {split!r} is none of {', '.join(EMBEDDED_COUNTS)}")
+    return [
+        Prompt(
+            text=message.prompt,
+            references=(message.reply,),
+            tags=(message.kind, *(["critical"] if message.critical else [])),
+            checks=message.checks,
+        )
+        for message in messages(split, EMBEDDED_COUNTS[split] if count is None else count)
+    ]
+
+
+def load_prompts(source: str | Path | Sequence[str] | None, *, skip_bad: bool = False) -> list[Prompt]:
+    """Prompts from a file, from strings, or the embedded training split.
+
+    Args:
+        source: a path to `.jsonl` (one object a line, see `Prompt`) or to any other text file (one prompt a line, blank
+            lines ignored), a list of strings, or None for the embedded training split.
+        skip_bad: leave broken lines out instead of refusing the file.
+    Raises: InputError: no such file, a broken line (named with its number), or no prompt left.
+    """
+    if source is None:
+        return embedded_prompts("train")
+    if not isinstance(source, (str, Path)):
+        prompts = [Prompt(text) for text in source]
+        name = "the list of prompts"
+    else:
+        path = Path(source)
+        prompts = _read_file(path, skip_bad)
+        name = str(path)
+    if not prompts:
+        raise InputError(f"{name} holds 0 prompts; at least 1 is needed")
+    return prompts
+
+
+def split_prompts(prompts: Iterable[Prompt], seed: int = 0) -> Splits:
+    """Train, validation and test, disjoint by text: about 80, 10 and 10 %.
+
+    A prompt's place follows from the hash of its text and the seed: the order in the file does not matter. Repeated
+    texts are merged into their first occurrence.
+
+    Raises: InputError: fewer than 3 distinct prompts, so that a split would be empty.
+    """
+    distinct: dict[str, Prompt] = {}
+    for prompt in prompts:
+        distinct.setdefault(prompt_hash(prompt.text), prompt)
+    if len(distinct) < 3:
+        raise InputError(
+            f"{len(distinct)} distinct prompts cannot be split into train, validation and test; give at least 3"
+        )
+    order = sorted(distinct, key=lambda key: hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest())
+    held_out = max(1, len(order) // 10)
+    chosen = [distinct[key] for key in order]
+    return Splits(train=chosen[2 * held_out :], validation=chosen[held_out : 2 * held_out], test=chosen[:held_out])
+
+
+def embedded_splits(counts: Mapping[str, int] | None = None) -> Splits:
+    """The embedded corpus as three splits; `counts` overrides how many prompts each has."""
+    sizes = {**EMBEDDED_COUNTS, **(counts or {})}
+    return Splits(*(embedded_prompts(split, sizes[split]) for split in Splits._fields))
+
+
+def _read_file(path: Path, skip_bad: bool) -> list[Prompt]:
+    if not path.is_file():
+        raise InputError(f"prompts file {str(path)!r} does not exist; give a .jsonl or a text file, one prompt a line")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+    parse = _parse_json_line if path.suffix == ".jsonl" else Prompt
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            prompts.append(parse(line))
+        except InputError as error:
+            if not skip_bad:
+                raise InputError(f"{path}, line {number}: {error} (or leave such lines out with --skip-bad)") from error
+    return prompts
+
+
+def _parse_json_line(line: str) -> Prompt:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"not JSON: {error.msg} at column {error.colno}") from error
+    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+        raise InputError('each line must be an object with a string under "prompt"')
+    references = record.get("reference", [])
+    checks = record.get("checks", {})
+    known = {f.name for f in fields(Checks)}
+    if not isinstance(checks, dict) or not set(checks) <= known:
+        raise InputError(f'"checks" must be an object with keys among {", ".join(sorted(known))}')
+    return Prompt(
+        text=record["prompt"],
+        references=_strings([references] if isinstance(references, str) else references, "reference"),
+        tags=_strings(record.get("tags", []), "tags"),
+        checks=Checks(**{key: _strings(value, f"checks.{key}") for key, value in checks.items()}),
+    )
+
+
+def _strings(value: Any, name: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise InputError(f'"{name}" must be a list of strings, not {json.dumps(value)[:60]}')
+    return tuple(value)

@@ -1,0 +1,84 @@
+"""The README is executed: every block says when it runs, and runs.
+
+A fenced `python` or `console` block is preceded by `<!-- runs: always -->`, `<!-- runs: long -->` (with `make test-all`) or
+`<!-- runs: never, REASON -->`. In a `console` block the lines that start with `$ ` are the commands; what follows them up
+to the next command is what they print, each line of which must appear in the output ("…" stands for any text).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+FENCE = re.compile(r"(?:^<!-- runs: (?P<when>[^\n]*?) -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.M | re.S)
+
+
+class Block(NamedTuple):
+    line: int
+    when: str
+    language: str
+    body: str
+
+
+def blocks() -> list[Block]:
+    text = README.read_text(encoding="utf-8")
+    return [
+        Block(text.count("\n", 0, found.start()) + 1, found["when"] or "", found["language"], found["body"])
+        for found in FENCE.finditer(text)
+        if found["language"] in {"python", "console", "bash", "sh"}
+    ]
+
+
+def marked(when: str) -> list[object]:
+    return [pytest.param(block, id=f"line{block.line}") for block in blocks() if block.when == when]
+
+
+def execute(block: Block, folder: Path) -> None:
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": "",
+    }
+
+    def run(command: list[str]) -> str:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=280)
+        assert done.returncode == 0, f"README line {block.line}: {command[-1]}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    if block.language == "python":
+        run([sys.executable, "-c", block.body])
+        return
+    output = ""
+    for line in block.body.replace("\\\n", " ").splitlines():
+        if line.startswith("$ "):
+            output = run(["bash", "-euo", "pipefail", "-c", line[2:]])
+        elif line.strip():
+            pattern = ".*".join(re.escape(part.strip()) for part in line.split("…"))
+            assert re.search(pattern, output), f"README line {block.line}: {line!r} is not printed:\n{output}"
+
+
+def test_every_block_says_when_it_runs() -> None:
+    assert len(blocks()) >= 5
+    for block in blocks():
+        assert block.when in {"always", "long"} or re.fullmatch(r"never, .{10,}", block.when), (
+            f"README line {block.line}"
+        )
+
+
+@pytest.mark.parametrize("block", marked("always"))
+def test_a_quick_block_runs(block: Block, tmp_path: Path) -> None:
+    execute(block, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("block", marked("long"))
+def test_a_long_block_runs(block: Block, tmp_path: Path) -> None:
+    execute(block, tmp_path)
