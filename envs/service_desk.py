@@ -1,8 +1,9 @@
 """The embedded corpus: the mail of a small bicycle workshop, generated from a seed, every reply scored.
 
-Nine kinds of customer message; replies of several weighted phrasings a sentence, with slots that must be copied (order
-numbers, dates, streets) or computed (totals of at most three digits), a Zipf tail of part names and codes, and *critical*
-messages whose reply must contain a phrase: a recall notice for the recalled models, a refund refusal after 30 days.
+Nine kinds of customer message; replies of several weighted phrasings a sentence, with slots that must be copied
+(order numbers, dates, streets) or computed (totals of at most three digits), a Zipf tail of part names and codes, and
+*critical* messages whose reply must contain a phrase: a recall notice for the recalled models, a refund refusal after
+30 days.
 """
 
 from __future__ import annotations

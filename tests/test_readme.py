@@ -1,8 +1,9 @@
 """The README is executed: every block says when it runs, and runs.
 
-A fenced `python` or `console` block is preceded by `<!-- runs: always -->`, `<!-- runs: long -->` (with `make test-all`) or
-`<!-- runs: never, REASON -->`. In a `console` block the lines that start with `$ ` are the commands; what follows them up
-to the next command is what they print, each line of which must appear in the output ("…" stands for any text).
+A fenced `python` or `console` block is preceded by `<!-- runs: always -->`, `<!-- runs: long -->` (with
+`make test-all`) or `<!-- runs: never, REASON -->`. In a `console` block a line that starts with `$ ` is a command;
+what follows it up to the next command is what it prints, each line of which must appear in the output ("…" stands
+for any text).
 """
 
 from __future__ import annotations
