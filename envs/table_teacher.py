@@ -12,6 +12,7 @@ from torch import Tensor
 
 from envs.candidates import normalise
 from envs.errors import InputError
+from envs.teachers import Walk
 
 EOS = 0
 
@@ -49,12 +50,14 @@ class TableTeacher:
 
     @property
     def states(self) -> int:
-        return self.vocab_size**self.order
+        """S: how many states there are, V ** order."""
+        return int(self.vocab_size**self.order)
 
     def successors(self) -> NDArray[np.int64]:
         """(S, V): the state after each token; EOS leads nowhere but keeps an index."""
-        state = np.arange(self.states)[:, None]
-        return (state * self.vocab_size + np.arange(self.vocab_size)) % self.states
+        state = np.arange(self.states, dtype=np.int64)[:, None]
+        after: NDArray[np.int64] = (state * self.vocab_size + np.arange(self.vocab_size)) % self.states
+        return after
 
     def state_of(self, text: Sequence[int]) -> int:
         """The state of a text."""
@@ -78,7 +81,7 @@ class TableTeacher:
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(str(int(token)) for token in ids if int(token) not in self.eos_ids)
 
-    def walk(self, rows: int) -> TableWalk:
+    def walk(self, rows: int) -> Walk:
         return TableWalk(self, rows)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Tensor:
@@ -107,40 +110,42 @@ class TableWalk:
         self._teacher = teacher
         self._table = normalise(torch.from_numpy(teacher.table))  # (S, V)
         self._state = torch.zeros(rows, dtype=torch.int64)
-
-    @property
-    def log_probs(self) -> Tensor:
-        return self._table[self._state]  # (N, V)
+        self.log_probs = self._table[self._state]  # (N, V)
 
     def start(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
         for row, prompt in zip(rows, prompts, strict=True):
             self._state[row] = self._teacher.state_of(prompt)
+        self.log_probs = self._table[self._state]
 
     def step(self, tokens: Tensor, active: Tensor) -> None:
         after = (self._state * self._teacher.vocab_size + tokens) % self._teacher.states
         self._state = torch.where(active, after, self._state)
+        self.log_probs = self._table[self._state]
 
 
 def toy() -> TableTeacher:
-    """Six tokens, order 1, probabilities in twentieths: nuclei of one to four tokens whose masses differ at p = .8."""
+    """Six tokens, order 1, probabilities in hundredths: nuclei of one to four tokens whose masses differ at p = .8.
+
+    No partial sum of a row comes within half a hundredth of the usual p, so that the sets are those of any precision.
+    """
     rows = [
-        [2, 6, 5, 4, 2, 1],
-        [1, 1, 9, 6, 2, 1],
-        [3, 8, 1, 1, 6, 1],
-        [12, 2, 2, 1, 2, 1],
-        [17, 1, 1, 1, 0, 0],
-        [5, 5, 4, 3, 2, 1],
+        [11, 32, 24, 20, 9, 4],
+        [5, 4, 46, 31, 9, 5],
+        [17, 42, 4, 5, 29, 3],
+        [62, 11, 9, 4, 10, 4],
+        [86, 6, 4, 4, 0, 0],
+        [27, 24, 21, 14, 8, 6],
     ]
-    return TableTeacher(np.array(rows) / 20, "toy")
+    return TableTeacher(np.array(rows) / 100, "toy")
 
 
 def detour() -> TableTeacher:
-    """Two ways of equal probability: one stays inside p = .7 for certain, the other seldom (equation (4c))."""
+    """Two ways of equal probability: one nearly always stays inside p = .7, the other seldom (equation (4c))."""
     rows = [
         [0.02, 0.48, 0.48, 0.02],
         [0.96, 0.02, 0.01, 0.01],
         [0.26, 0.24, 0.25, 0.25],
-        [0.70, 0.10, 0.10, 0.10],
+        [0.72, 0.10, 0.09, 0.09],
     ]
     return TableTeacher(np.array(rows), "detour")
 

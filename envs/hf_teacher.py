@@ -1,0 +1,115 @@
+"""Any Hugging Face causal language model as a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from envs.candidates import normalise
+from envs.decode import Decoder, context_limit_of, right_padded
+from envs.errors import InputError
+
+
+def load_causal_lm(source: str | Path) -> tuple[Any, Any]:
+    """Model and tokenizer from a directory or a hub id; in evaluation mode, float32, on the CPU.
+
+    A half-precision checkpoint is widened: half precision on a CPU is slow and its softmax is coarse.
+
+    Raises: InputError: nothing can be loaded, or the model is an encoder-decoder.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    name = str(source)
+    remedy = "give a directory saved by save_pretrained, or a hub id and a network"
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no model can be loaded from {name!r} ({_first_line(error)}); {remedy}") from error
+    if config.is_encoder_decoder:
+        raise InputError(f"{name!r} is an encoder-decoder ({config.model_type}); a causal language model is needed")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no causal model with tokenizer in {name!r} ({_first_line(error)}); {remedy}") from error
+    return model.eval(), tokenizer
+
+
+def eos_ids_of(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Every token id that ends a text: of the generation configuration, the configuration and the tokenizer.
+
+    Raises: InputError: none of them names one.
+    """
+    found: set[int] = set()
+    for holder in (model.generation_config, model.config.get_text_config(), tokenizer):
+        value = getattr(holder, "eos_token_id", None)
+        if value is not None:
+            found.update([value] if isinstance(value, int) else value)
+    if not found:
+        raise InputError("neither model nor tokenizer names an EOS token; set tokenizer.eos_token")
+    return frozenset(found)
+
+
+class HFTeacher:
+    """A causal language model with its tokenizer, as `envs.teachers.Teacher` asks.
+
+    Its distribution is the full softmax at temperature 1: sampling settings of its generation configuration (top_k,
+    penalties, temperature) are ignored on purpose. V is the width of its output; embedding rows beyond the tokenizer's
+    vocabulary count.
+
+    Args:
+        model: any `AutoModelForCausalLM`; it is put in evaluation mode.
+        tokenizer: turns a prompt into tokens, adding the special tokens it always adds.
+        name: what results call it.
+        chat_template: wrap each prompt as a user's turn of the tokenizer's chat template.
+    Raises: InputError: an encoder-decoder, no EOS token, or a chat template asked for that is not there.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str = "model", chat_template: bool = False) -> None:
+        if model.config.is_encoder_decoder:
+            raise InputError(f"{name!r} is an encoder-decoder; a causal language model is needed")
+        if chat_template and not getattr(tokenizer, "chat_template", None):
+            raise InputError(f"the tokenizer of {name!r} has no chat template; leave chat_template off")
+        self.model, self.tokenizer, self.name, self.chat_template = model.eval(), tokenizer, name, chat_template
+        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        self.eos_ids = eos_ids_of(model, tokenizer)
+        self.context_limit = context_limit_of(model)
+
+    def __deepcopy__(self, memo: object) -> HFTeacher:
+        return self
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a prompt.
+
+        Raises: InputError: a text that has no token.
+        """
+        if self.chat_template:
+            turn = [{"role": "user", "content": text}]
+            text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=not self.chat_template)["input_ids"]
+        if not ids:
+            raise InputError(f"the prompt {text!r} has no token; give it text")
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special ones left out."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def walk(self, rows: int) -> Decoder:
+        return Decoder(self.model, rows)
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """Log-probabilities (B, L, V), nats, after each position; padded positions hold anything."""
+        tokens, mask = right_padded(sequences, self.model.get_output_embeddings().weight.device)
+        with torch.no_grad():
+            logits = self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+        return normalise(torch.where(mask[..., None] > 0, logits, 0.0))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

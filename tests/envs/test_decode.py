@@ -1,0 +1,155 @@
+"""Decoding is exact: any row, at any moment, is that text alone without a cache."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envs.candidates import normalise
+from envs.decode import TOLERANCE, Decoder, cache_is_exact, decode, last_logits
+from envs.errors import InputError
+from tests.envs.models import EXACT, UNCACHED, VOCABULARY, tiny_model
+
+MODELS = {arch: tiny_model(arch) for arch in (*EXACT, *UNCACHED)}
+
+
+def alone(arch: str, text: list[int]) -> torch.Tensor:
+    return normalise(last_logits(MODELS[arch], [text]))[0]
+
+
+@pytest.mark.parametrize("arch", EXACT)
+def test_these_architectures_share_a_cache(arch: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cache_is_exact(MODELS[arch])
+
+
+@pytest.mark.parametrize("arch", UNCACHED)
+def test_the_others_take_the_exact_path_and_say_so_once(arch: str) -> None:
+    model = tiny_model(arch)
+    with pytest.warns(UserWarning, match="without a cache"):
+        assert not cache_is_exact(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Decoder(model, 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*without a cache")
+@pytest.mark.parametrize("arch", (*EXACT, *UNCACHED))
+@settings(max_examples=6, deadline=None)
+@given(seed=st.integers(0, 10_000), steps=st.integers(1, 30))
+def test_every_row_is_that_text_alone(arch: str, seed: int, steps: int) -> None:
+    """Ragged prompts, rows that pause, and rows that are refilled by shorter and longer ones."""
+    rng = np.random.default_rng(seed)
+
+    def prompt(longest: int) -> list[int]:
+        return rng.integers(3, VOCABULARY, rng.integers(1, longest)).tolist()
+
+    texts = [prompt(9) for _ in range(4)]
+    decoder = Decoder(MODELS[arch], 4)
+    decoder.start(range(4), texts)
+    for _ in range(steps):
+        active = rng.random(4) < 0.8
+        tokens = rng.integers(0, VOCABULARY, 4)
+        decoder.step(torch.from_numpy(tokens), torch.from_numpy(active))
+        texts = [[*text, int(token)] if run else text for text, token, run in zip(texts, tokens, active, strict=True)]
+        if rng.random() < 0.3:
+            fresh = sorted(rng.choice(4, rng.integers(1, 4), replace=False).tolist())
+            prompts = [prompt(40 if rng.random() < 0.2 else 6) for _ in fresh]
+            decoder.start(fresh, prompts)
+            for row, text in zip(fresh, prompts, strict=True):
+                texts[row] = text
+        row = int(rng.integers(4))
+        assert (decoder.log_probs[row] - alone(arch, texts[row])).abs().max() <= TOLERANCE
+    for row, text in enumerate(texts):
+        assert (decoder.log_probs[row] - alone(arch, text)).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_a_long_walk_drops_dead_columns(arch: str) -> None:
+    decoder = Decoder(MODELS[arch], 2)
+    decoder.start([0, 1], [[3, 4, 5], [6]])
+    texts = [[3, 4, 5], [6]]
+    widest = 0
+    for step in range(400):
+        if step % 50 == 49:
+            row = (step // 50) % 2
+            texts[row] = [7, 8, 9]
+            decoder.start([row], [texts[row]])
+        tokens = torch.tensor([step % 90 + 3, (step * 7) % 90 + 3])
+        decoder.step(tokens, torch.tensor([True, True]))
+        texts = [[*text, int(token)] for text, token in zip(texts, tokens, strict=True)]
+        widest = max(widest, decoder._engine.cache.column)  # type: ignore[union-attr]
+    assert widest < 250
+    for row, text in enumerate(texts):
+        assert (decoder.log_probs[row] - alone(arch, text)).abs().max() <= TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore:.*without a cache")
+@pytest.mark.parametrize("arch", ["llama", "opt", "mamba"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_reply_does_not_depend_on_the_rows_beside_it(arch: str, temperature: float) -> None:
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(3, VOCABULARY, rng.integers(1, 8)).tolist() for _ in range(11)]
+
+    def run(rows: int) -> list[list[int]]:
+        return decode(
+            MODELS[arch],
+            prompts,
+            eos_ids={2, 5},
+            max_new_tokens=12,
+            temperature=temperature,
+            seed=3,
+            rows=rows,
+        )
+
+    together = run(11)
+    assert together == run(3) == run(1)
+    assert all(1 <= len(reply) <= 12 for reply in together)
+    assert all(not {2, 5} & set(reply[:-1]) for reply in together)
+    if temperature == 0.0:
+        text = list(prompts[0])
+        for token in together[0]:
+            assert token == int(alone(arch, text).argmax())
+            text.append(token)
+
+
+def test_samples_follow_the_models_distribution() -> None:
+    replies = decode(MODELS["llama"], [[3, 4]] * 4000, eos_ids={2}, max_new_tokens=1, rows=500)
+    counts = torch.bincount(torch.tensor(replies)[:, 0], minlength=VOCABULARY) / 4000
+    expected = alone("llama", [3, 4]).exp()
+    assert (counts - expected).abs().max() < 0.03
+    assert len(set(map(tuple, replies))) > 1
+
+
+def test_texts_end_at_the_context_limit_and_by_a_stop_rule() -> None:
+    limit = 128
+    replies = decode(MODELS["llama"], [[3] * 120, [4]], eos_ids=set(), max_new_tokens=20)
+    assert [len(reply) for reply in replies] == [limit - 120, 20]
+    stopped = decode(MODELS["llama"], [[3]], eos_ids=set(), max_new_tokens=20, stop=lambda new: len(new) == 4)
+    assert len(stopped[0]) == 4
+
+
+def test_impossible_texts_are_refused() -> None:
+    decoder = Decoder(MODELS["llama"], 1)
+    for prompt in ([], [3] * 129):
+        with pytest.raises(InputError, match="the model takes 1 to 128"):
+            decoder.start([0], [prompt])
+    decoder.start([0], [[3] * 128])
+    with pytest.raises(InputError, match="outgrow the model's context of 128"):
+        decoder.step(torch.tensor([3]), torch.tensor([True]))
+
+
+def test_broken_logits_are_an_error_of_active_rows() -> None:
+    model = tiny_model("llama")
+    decoder = Decoder(model, 2)
+    decoder.start([0, 1], [[3], [4]])
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(InputError, match="hold NaN"):
+        decoder.step(torch.tensor([3, 3]), torch.tensor([True, False]))
