@@ -21,7 +21,7 @@ def load_causal_lm(source: str | Path) -> tuple[Any, Any]:
 
     Raises: InputError: nothing can be loaded, or the model is an encoder-decoder.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     name = str(source)
     remedy = "give a directory saved by save_pretrained, or a hub id and a network"
@@ -33,7 +33,7 @@ def load_causal_lm(source: str | Path) -> tuple[Any, Any]:
         raise InputError(f"{name!r} is an encoder-decoder ({config.model_type}); a causal language model is needed")
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = _load_tokenizer(name)
     except (OSError, ValueError) as error:
         raise InputError(f"no causal model with tokenizer in {name!r} ({_first_line(error)}); {remedy}") from error
     return model.eval(), tokenizer
@@ -109,6 +109,16 @@ class HFTeacher:
         with torch.no_grad():
             logits = self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
         return normalise(torch.where(mask[..., None] > 0, logits, 0.0))
+
+
+def _load_tokenizer(name: str) -> Any:
+    """The tokenizer, of the class its own files name: AutoTokenizer prefers the architecture's usual class, which reads
+    a generic `tokenizer.json` beside, say, a Qwen2 model as an empty vocabulary."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    generic = get_tokenizer_config(name).get("tokenizer_class") in {"TokenizersBackend", "PreTrainedTokenizerFast"}
+    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(name)
 
 
 def _first_line(error: Exception) -> str:

@@ -80,7 +80,7 @@ class Induced(Reward):
     f = log π_T: the teacher's logits up to a level per state. On the set Q* = f for the γ (and α) given here: they must
     equal the learner's. At p = 1, α = 1 the soft one is `logprob` itself.
 
-    Source: equation (2); hard: Hao et al., LLMR (arXiv:2409.12500), eq. 5-6; soft: the inverse of equation (3).
+    Source: equation (2); hard: Hao et al., LLMR (arXiv:2409.12500); soft: the inverse of equation (3).
     """
 
     needs_next = True
@@ -93,8 +93,8 @@ class Induced(Reward):
         assert step.after is not None, "this reward reads the state reached: needs_next"
         scores = step.after.logp.masked_fill(~step.after.mask, -torch.inf)  # (N, K)
         value = self.alpha * torch.logsumexp(scores / self.alpha, -1) if self.soft else scores.max(-1).values  # (N,)
-        # Where, never a product: a row without a candidate has the value −∞.
-        value = torch.where(step.terminated | ~step.after.mask.any(-1), 0.0, value)
+        # Where, never a product: a text that ended has no candidates, a value of −∞.
+        value = torch.where(step.terminated, 0.0, value)
         return (step.taken_logp - self.gamma * value).float()
 
 
@@ -106,7 +106,7 @@ class Sqil(Reward):
     Not a function of (s, a): it has no exact optimum, and since every teacher step pays it favours long texts (survival
     bias). An env is stepped by a student, so it pays 0; `teacher_step` is what a collector writes over it.
 
-    Source: equation (2), `sqil`; Reddy et al. (2020), arXiv:1905.11108, section 2.
+    Source: equation (2), `sqil`; Reddy et al. (2020), arXiv:1905.11108.
     """
 
     name = "sqil"
