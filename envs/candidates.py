@@ -22,7 +22,7 @@ class Candidates(NamedTuple):
     cut: Tensor  # (...,) bool, True = `max_candidates` shortened the set
 
     @property
-    def count(self) -> Tensor:
+    def sizes(self) -> Tensor:
         """Candidates per state, (...,) int64."""
         return self.mask.sum(-1)
 

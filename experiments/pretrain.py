@@ -1,4 +1,4 @@
-"""Trains what stands under `envs/data`: the service desk's tokenizer and teacher, and the warm-start student.
+"""Trains the embedded teacher: a tokenizer and a Llama for the service desk.
 
 The teacher never sees a message twice: the corpus is an endless stream, and step i trains on messages of its own. A run
 killed at any moment goes on from its last checkpoint to the same weights as one that was not.
@@ -29,8 +29,8 @@ CONTEXT = 256
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
-    """One language model trained on the service desk. The defaults are those of the embedded teacher."""
+class TeacherConfig:
+    """A language model trained on the service desk. The defaults are those of the embedded teacher."""
 
     steps: int = 3600
     """Updates."""
@@ -57,7 +57,7 @@ class PretrainConfig:
     """Time between checkpoints."""
 
 
-def train_tokenizer(config: PretrainConfig) -> PreTrainedTokenizerFast:
+def train_tokenizer(config: TeacherConfig) -> PreTrainedTokenizerFast:
     """Byte-level BPE with every digit a token of its own; a tokenized prompt ends in `<sep>`, where the reply begins.
 
     Raises: InputError: the corpus does not hold enough different words for the vocabulary.
@@ -93,7 +93,7 @@ def train_tokenizer(config: PretrainConfig) -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def build_model(config: TeacherConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """A randomly initialised Llama with tied embeddings."""
     torch.manual_seed(config.seed)
     return LlamaForCausalLM(
@@ -134,7 +134,7 @@ def reply_loss(model: LlamaForCausalLM, tokens: Tensor, labels: Tensor) -> Tenso
 class CosineTrainer:
     """AdamW with warm-up and a cosine to a twentieth; its whole state can be saved and restored."""
 
-    def __init__(self, model: LlamaForCausalLM, config: PretrainConfig) -> None:
+    def __init__(self, model: LlamaForCausalLM, config: TeacherConfig) -> None:
         self.model = model
         self.step = 0
         matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -175,7 +175,7 @@ class CosineTrainer:
         self.schedule.load_state_dict(state["schedule"])
 
 
-def train_teacher(config: PretrainConfig, out: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+def train_teacher(config: TeacherConfig, out: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Train tokenizer and teacher, or go on with the run that stands in `out`.
 
     Raises: InputError: `out` holds a run with another configuration.

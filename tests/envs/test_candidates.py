@@ -60,7 +60,7 @@ def test_masses_by_hand() -> None:
     found = top_p(torch.tensor([0.2, 0.5, 0.3]).log(), 0.6, 3)
     assert found.ids.tolist() == [1, 2, 0]
     assert found.mask.tolist() == [True, True, False]
-    assert found.count == 2
+    assert found.sizes == 2
     torch.testing.assert_close(found.log_mass, torch.tensor(0.8).log())
     torch.testing.assert_close(found.lost_mass, torch.tensor(0.2))
     assert not found.cut
@@ -84,7 +84,7 @@ def test_leading_shapes_are_kept() -> None:
     logp = normalise(torch.randn(2, 3, 4, 200, generator=torch.Generator().manual_seed(0)) * 3)
     found = top_p(logp, 0.9, 16)
     assert found.ids.shape == found.logp.shape == found.mask.shape == (2, 3, 4, 16)
-    assert found.cut.shape == found.count.shape == found.log_mass.shape == (2, 3, 4)
+    assert found.cut.shape == found.sizes.shape == found.log_mass.shape == (2, 3, 4)
     alone = top_p(logp[1, 2, 3], 0.9, 16)
     assert torch.equal(alone.ids, found.ids[1, 2, 3])
 
