@@ -158,7 +158,7 @@ class CosineTrainer:
         self.optimizer.step()
         self.schedule.step()
         self.step += 1
-        return float(loss)
+        return float(loss.detach())
 
     def state(self) -> dict[str, Any]:
         return {

@@ -39,13 +39,13 @@ class WarmStartConfig:
 
 
 def sample_pairs(model: Any, tokenizer: Any, split: str, count: int, seed: int, max_new_tokens: int) -> list[Pair]:
-    """Prompts of a split with a reply each, drawn from the full softmax; replies that did not end are left out."""
+    """Prompts of a split with a reply each, drawn from the model's full softmax."""
     prompts = [tokenizer(message.prompt)["input_ids"] for message in messages(split, count, seed)]
     eos = tokenizer.eos_token_id
     replies = decode(
         model, prompts, eos_ids={eos}, max_new_tokens=max_new_tokens, seed=seed, rows=128, progress=f"{split} samples"
     )
-    return [(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True) if reply[-1] == eos]
+    return list(zip(prompts, replies, strict=True))
 
 
 def clone(config: WarmStartConfig, teacher: Any, tokenizer: Any) -> tuple[Any, dict[str, float]]:
@@ -95,7 +95,7 @@ def _epoch(student: Any, optimizer: Any, pairs: list[Pair], size: int, generator
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
-        total += float(loss)
+        total += float(loss.detach())
     return total / len(batches)
 
 
