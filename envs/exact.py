@@ -12,7 +12,7 @@ All values are in nats; S states, V tokens, H steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -27,7 +27,7 @@ from envs.teachers import nearest
 Array: TypeAlias = NDArray[np.float64]
 TARGETS = ("teacher", "renormalised", "conditioned", "hard", "soft", "chi2")
 REWARDS = ("logprob", "topp_logprob", "induced_hard", "induced_soft")
-SWEEPS = 200_000
+SWEEPS = 50_000
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Solution:
     policy: Array  # (S, V), 0 outside the set; NaN in states that `chi2` data never visit
     q: Array  # (S, V) nats, NaN outside the set
     value: Array  # (S,) nats
-    candidates: NDArray[np.bool_]  # (S, V), A_p(s)
+    candidates: NDArray[np.bool_]  # (S, V), A_p(s) without tokens of probability 0
     horizon: int | None = None  # H, or None: infinite
 
 
@@ -63,29 +63,32 @@ class _Mdp:
     """A table teacher's top-p token MDP as arrays."""
 
     def __init__(self, teacher: TableTeacher, top_p: float) -> None:
-        self.logp = teacher.table  # (S, V)
+        self.logp: Array = teacher.table  # (S, V)
         # At p = 1 the whole vocabulary is in the set; a token of probability 0 pays −∞ and is never taken.
         self.mask = candidate_sets(teacher.probabilities, top_p) & (teacher.probabilities > 0)
         self.after = teacher.successors()  # (S, V)
         self.goes_on = ~np.isin(np.arange(teacher.vocab_size), sorted(teacher.eos_ids))  # (V,)
         self.inside = np.where(self.mask, teacher.probabilities, 0.0)  # π_T on the set
-        self.log_mass = np.log(self.inside.sum(1))  # log Z(s)
+        self.log_mass: Array = np.log(self.inside.sum(1))  # log Z(s)
 
     def ahead(self, value: Array) -> Array:
         """V_p(s·a), (S, V); V_p(terminal) = 0."""
-        return np.where(self.goes_on, value[self.after], 0.0)
+        following: Array = np.where(self.goes_on, value[self.after], 0.0)
+        return following
 
     def best(self, q: Array, alpha: float, hard: bool) -> Array:
         """V_p(s) of equation (3), (S,): the soft maximum over the set, or the hard one."""
         scores = np.where(self.mask, q, -np.inf)
-        top = scores.max(1)
-        return top if hard else top + alpha * np.log(np.exp((scores - top[:, None]) / alpha).sum(1))
+        top: Array = scores.max(1)
+        soft: Array = top + alpha * np.log(np.exp((scores - top[:, None]) / alpha).sum(1))
+        return top if hard else soft
 
     def policy(self, q: Array, alpha: float, hard: bool) -> Array:
         """π_Q ∝ exp(Q/α) on the set, or the greedy action (ties: lower id)."""
         scores = np.where(self.mask, q, -np.inf)
         if hard:
-            return np.eye(scores.shape[1])[scores.argmax(1)]
+            greedy: Array = np.eye(scores.shape[1])[scores.argmax(1)]
+            return greedy
         weights = np.exp((scores - scores.max(1, keepdims=True)) / alpha)
         shares: Array = weights / weights.sum(1, keepdims=True)
         return shares
@@ -109,6 +112,17 @@ class _Mdp:
         if reward == "topp_logprob":
             return self.logp - self.log_mass[:, None]
         return self.logp - gamma * self.ahead(self.best(self.logp, alpha, reward == "induced_hard"))
+
+    def check_that_texts_end(self) -> None:
+        """Raises: InputError: from some state no text ends inside the sets."""
+        can_end = np.zeros(len(self.logp), bool)
+        for _ in range(len(can_end)):
+            can_end[(self.mask & (~self.goes_on | can_end[self.after])).any(1)] = True
+        if not can_end.all():
+            raise InputError(
+                f"from state {int((~can_end).argmax())} no text ends inside the sets, so that the values at γ = 1 are "
+                "not finite; take gamma below 1 or a larger top_p"
+            )
 
     def solution(self, q: Array, value: Array, alpha: float, hard: bool = False) -> Solution:
         return Solution(self.policy(q, alpha, hard), np.where(self.mask, q, np.nan), value, self.mask)
@@ -158,11 +172,13 @@ def solve(
         return mdp.solution(mdp.logp - mdp.log_mass[:, None], np.zeros(len(mdp.logp)), 1.0)
     if target == "conditioned":
         chain, ends = mdp.stays()
+        mdp.check_that_texts_end()
         stay = np.linalg.solve(np.eye(len(ends)) - chain, ends)
-        _need(stay > 0, "γ = 1")
         return mdp.solution(mdp.logp + mdp.ahead(np.log(stay)), np.log(stay), 1.0)
     if target == "chi2":
         return _chi2(mdp, gamma, alpha, c, visits)
+    if gamma == 1.0:
+        mdp.check_that_texts_end()
     q, value = _iterate(mdp, mdp.rewards(reward, gamma, alpha), gamma, alpha, target == "hard")
     return mdp.solution(q, value, alpha, target == "hard")
 
@@ -239,12 +255,11 @@ def teacher_visits(
     chain, _ = _Mdp(teacher, top_p).stays()
     start = np.bincount([teacher.state_of(prompt) for prompt in prompts], minlength=len(chain)) / len(prompts)
     if horizon is None:
-        visits: Array = np.linalg.solve(np.eye(len(chain)) - chain.T, start)
-        return visits
-    met, total = start, np.zeros(len(chain))
+        return np.asarray(np.linalg.solve(np.eye(len(chain)) - chain.T, start), np.float64)
+    total, now = np.zeros(len(chain)), start
     for _ in range(horizon):
-        total = total + met
-        met = met @ chain
+        total += now
+        now = np.asarray(now @ chain, np.float64)
     return total
 
 
@@ -309,16 +324,9 @@ def _iterate(mdp: _Mdp, pays: Array, gamma: float, alpha: float, hard: bool) -> 
             return q, value
         if not moved < 1e6:
             break
-    _need(np.zeros(1, bool), f"γ = {gamma}, α = {alpha}")
-    raise AssertionError("unreachable")
-
-
-def _need(finite: NDArray[np.bool_], where: str) -> None:
-    if not finite.all():
-        raise InputError(
-            f"the values at {where} are not finite: some text may not end inside the sets, or long ones pay without "
-            "limit; take a smaller gamma, a larger top_p or a smaller alpha"
-        )
+    raise InputError(
+        f"the values at γ = {gamma}, α = {alpha} have no limit: long texts pay too well; take a smaller gamma or alpha"
+    )
 
 
 def _check(gamma: float, alpha: float, c: float) -> None:

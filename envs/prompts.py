@@ -7,10 +7,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from envs.errors import InputError
 from envs.service_desk import Checks, messages
+
+if TYPE_CHECKING:
+    from envs.teachers import Teacher
 
 EMBEDDED_COUNTS = {"train": 4096, "validation": 256, "test": 256}
 
@@ -119,6 +122,25 @@ def embedded_splits(counts: Mapping[str, int] | None = None) -> Splits:
     """The embedded corpus as three splits; `counts` overrides how many prompts each has."""
     sizes = {**EMBEDDED_COUNTS, **(counts or {})}
     return Splits(*(embedded_prompts(split, sizes[split]) for split in Splits._fields))
+
+
+def encode_prompts(teacher: Teacher, source: Any) -> tuple[list[Prompt], list[list[int]]]:
+    """Prompts and their token ids, from anything the environment accepts; prompts given as ids carry no text.
+
+    Raises: InputError: no prompt, or an id outside the vocabulary.
+    """
+    if not isinstance(source, (str, Path)) and source is not None:
+        source = list(source)
+        if source and all(isinstance(item, Prompt) for item in source):
+            return source, [teacher.encode(item.text) for item in source]
+        if source and not any(isinstance(item, (str, Mapping)) for item in source):
+            ids = [[int(token) for token in item] for item in source]
+            for number, item in enumerate(ids):
+                if any(not 0 <= token < teacher.vocab_size for token in item):
+                    raise InputError(f"prompt {number} has ids outside the vocabulary of {teacher.vocab_size}")
+            return [], ids
+    prompts = load_prompts(source)
+    return prompts, [teacher.encode(prompt.text) for prompt in prompts]
 
 
 def _read_file(path: Path, skip_bad: bool) -> list[Prompt]:

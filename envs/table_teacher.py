@@ -124,17 +124,18 @@ class TableWalk:
 
 
 def toy() -> TableTeacher:
-    """Six tokens, order 1, probabilities in hundredths: nuclei of one to four tokens whose masses differ at p = .8.
+    """Six tokens, order 1, probabilities in hundredths: nuclei of one to four tokens, of masses .82 to .98 at p = .8.
 
-    No partial sum of a row comes within half a hundredth of the usual p, so that the sets are those of any precision.
+    Texts through 3 and 5 leave their sets often, texts through 1 and 2 seldom: what a learner of values must notice. No
+    partial sum of a row comes within half a hundredth of the usual p, so that the sets are those of any precision.
     """
     rows = [
-        [11, 32, 24, 20, 9, 4],
-        [5, 4, 46, 31, 9, 5],
-        [17, 42, 4, 5, 29, 3],
-        [62, 11, 9, 4, 10, 4],
-        [86, 6, 4, 4, 0, 0],
-        [27, 24, 21, 14, 8, 6],
+        [10, 30, 22, 26, 8, 4],
+        [30, 22, 1, 44, 2, 1],
+        [64, 1, 34, 1, 0, 0],
+        [10, 7, 9, 41, 2, 31],
+        [93, 3, 2, 2, 0, 0],
+        [6, 14, 12, 27, 26, 15],
     ]
     return TableTeacher(np.array(rows) / 100, "toy")
 
@@ -152,7 +153,7 @@ def detour() -> TableTeacher:
 
 def second_order() -> TableTeacher:
     """Four tokens, order 2: sixteen states drawn once from a fixed seed."""
-    rng = random.Random(7)
+    rng = random.Random(105)
     rows = np.array([[rng.gammavariate(0.7, 1.0) + 0.02 for _ in range(4)] for _ in range(16)])
     rows[:, EOS] += 0.15
     return TableTeacher(rows / rows.sum(1, keepdims=True), "second_order")

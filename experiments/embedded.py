@@ -74,7 +74,8 @@ def measure(model: Any, tokenizer: Any, count: int) -> dict[str, float]:
     scores = [score_reply(text, message.checks) for text, message in zip(texts, test, strict=True)]
     for part in ("task", "copied", "required", "computed", "rare"):
         found = [value for score in scores if (value := getattr(score, part)) is not None]
-        figures[f"{part} score, greedy"] = fmean(found)
+        if found:
+            figures[f"{part} score, greedy"] = fmean(found)
     return figures
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -13,6 +14,8 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     PreTrainedTokenizerFast,
 )
+
+from envs.table_teacher import TableTeacher
 
 EXACT = ("llama", "gpt2", "qwen2", "qwen3", "opt", "gpt_neox", "bloom")
 UNCACHED = ("mistral", "mamba")
@@ -80,3 +83,16 @@ def save_tiny(arch: str, directory: Path, dtype: torch.dtype = torch.float32, se
     tiny_model(arch, seed=seed).to(dtype).save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
     return directory
+
+
+def twentieths() -> TableTeacher:
+    """Six tokens, order 1, probabilities in twentieths, for arithmetic by hand."""
+    rows = [
+        [2, 6, 5, 4, 2, 1],
+        [1, 1, 9, 6, 2, 1],
+        [3, 8, 1, 1, 6, 1],
+        [12, 2, 2, 1, 2, 1],
+        [17, 1, 1, 1, 0, 0],
+        [5, 5, 4, 3, 2, 1],
+    ]
+    return TableTeacher(np.array(rows) / 20, "twentieths")
