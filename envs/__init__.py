@@ -15,13 +15,14 @@ _HOMES = {
     "ClampSlot": "wrappers",
     "InputError": "errors",
     "Prompt": "prompts",
+    "Reward": "rewards",
     "Teacher": "teachers",
     "TokenActions": "wrappers",
     "TopPTokenEnv": "token_env",
     "TopPTokenVectorEnv": "vector_env",
-    "decode": "decode",
     "load_prompts": "prompts",
     "load_teacher": "teachers",
+    "make_reward": "rewards",
     "top_p": "candidates",
 }
 __all__ = sorted(_HOMES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -16,6 +16,9 @@ from tqdm import tqdm
 from envs.candidates import normalise
 from envs.errors import InputError
 from envs.kv_cache import SharedColumnCache
+
+if TYPE_CHECKING:
+    from envs.teachers import Walk
 
 TOLERANCE = 1e-4  # nats, between the cached walk and the same text alone
 
@@ -75,6 +78,7 @@ class _Cached:
         self.device = model.get_output_embeddings().weight.device
         self.cache = SharedColumnCache(rows, self.layers, self.device)
         self.length = torch.zeros(rows, dtype=torch.int64, device=self.device)  # tokens a row has
+        self.limit = context_limit_of(model)
 
     def forward(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
         with torch.no_grad():
@@ -112,7 +116,9 @@ class _Cached:
         tokens, active = tokens.to(self.device), active.to(self.device)
         self.cache.drop_dead_columns()
         mask = self.cache.mask_for_next()
-        logits = self.forward(tokens[:, None], mask, self.length[:, None], self.cache.cache)
+        # A row that waits at the end of its context has no next position; it is given its last one, and not looked at.
+        positions = self.length.clamp(max=self.limit - 1)
+        logits = self.forward(tokens[:, None], mask, positions[:, None], self.cache.cache)
         self.cache.hide_last(~active)
         self.length += active
         # Idle rows may hold anything; a broken active row is an error.
@@ -217,7 +223,7 @@ def _probed_against(model: Any) -> str:
 
 
 def decode(
-    model: Any,
+    policy: Any,
     prompts: Sequence[Sequence[int]],
     *,
     eos_ids: Collection[int],
@@ -234,6 +240,7 @@ def decode(
     reply does not depend on how many rows run beside it.
 
     Args:
+        policy: a causal language model, or a `Teacher`.
         eos_ids: tokens that end a text.
         max_new_tokens: budget; the context limit ends a text too.
         temperature: 1 samples the model's own distribution, 0 takes its most probable token.
@@ -242,14 +249,15 @@ def decode(
         progress: label of a progress bar; None shows none.
     Raises: InputError: an empty or too long prompt.
     """
-    limit = context_limit_of(model)
+    is_teacher = hasattr(policy, "walk")
+    limit = policy.context_limit if is_teacher else context_limit_of(policy)
     rows = min(rows, len(prompts))
     replies: list[list[int]] = [[] for _ in prompts]
     if not prompts:
         return replies
     ends = torch.tensor(sorted(eos_ids))
     uniforms = np.zeros((rows, max_new_tokens))
-    decoder = Decoder(model, rows)
+    decoder: Walk = policy.walk(rows) if is_teacher else Decoder(policy, rows)
     serving = np.full(rows, -1)  # which prompt a row serves; -1: none
     queue = iter(range(len(prompts)))
     with tqdm(total=len(prompts), desc=progress, unit="reply", disable=progress is None, leave=False) as bar:
@@ -275,7 +283,7 @@ def decode(
 
 
 def _refill(
-    decoder: Decoder,
+    decoder: Walk,
     serving: np.ndarray[Any, Any],
     queue: Any,
     prompts: Sequence[Sequence[int]],
@@ -301,7 +309,7 @@ def _draw(logp: Tensor, temperature: float, uniforms: np.ndarray[Any, Any]) -> T
 
 
 def _shrink(
-    decoder: Decoder, serving: np.ndarray[Any, Any], uniforms: np.ndarray[Any, Any], queue_is_empty: bool
+    decoder: Walk, serving: np.ndarray[Any, Any], uniforms: np.ndarray[Any, Any], queue_is_empty: bool
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Once no prompt waits, idle rows are dropped when they are half of the batch."""
     running = (serving >= 0).nonzero()[0]

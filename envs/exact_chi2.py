@@ -33,7 +33,7 @@ from envs.errors import InputError
 
 Array: TypeAlias = NDArray[np.float64]
 PRECISION = 1e-12
-ITERATIONS = 2000
+ITERATIONS = 500
 
 
 @dataclass(frozen=True)
@@ -81,20 +81,18 @@ def maximise_chi2(data: Transitions, *, gamma: float, alpha: float, c: float) ->
         return levelled
     here, damping = _evaluate(q, data, weight, gamma, alpha, c), 1e-3
     for _ in range(ITERATIONS):
-        size = float(np.abs(here.gradient).max())
-        if size <= PRECISION * (1 + 1 / c) and np.linalg.eigvalsh(here.curvature).max() <= 1e-9:
+        size, bend = float(np.abs(here.gradient).max()), float(np.linalg.eigvalsh(here.curvature).max())
+        if size <= PRECISION * (1 + 1 / c) and bend <= 1e-9:
             return q
         # Shifted by the largest eigenvalue where J is not concave, so that every step goes uphill.
-        shift = max(0.0, float(np.linalg.eigvalsh(here.curvature).max())) + damping
-        step = np.linalg.solve(shift * np.eye(len(q)) - here.curvature, here.gradient)
+        shifted = (max(0.0, bend) + damping) * np.eye(len(q)) - here.curvature
+        step = np.linalg.solve(shifted, here.gradient)
         there = _evaluate(q + step, data, weight, gamma, alpha, c)
         # Near the maximum J no longer resolves a step; the gradient does.
         if there.objective > here.objective or (size < 1e-5 and np.abs(there.gradient).max() < size):
-            q, here, damping = q + step, there, damping / 10 if damping > 1e-15 else 0.0
+            q, here, damping = q + step, there, damping / 10
         else:
-            damping = max(10 * damping, 1e-12)
-        if damping > 1e12:
-            break
+            damping *= 10
     raise InputError(f"equation (5) has no maximum that can be found at γ = {gamma}, c = {c} (gradient {size:.1e})")
 
 

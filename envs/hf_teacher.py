@@ -25,6 +25,8 @@ def load_causal_lm(source: str | Path) -> tuple[Any, Any]:
 
     name = str(source)
     remedy = "give a directory saved by save_pretrained, or a hub id and a network"
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
+        raise InputError(f"directory {name!r} does not exist; {remedy}")
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:

@@ -34,6 +34,8 @@ class Prompt:
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise InputError("a prompt is empty (0 characters besides white space); give it text or remove it")
+        if any("\ud800" <= character <= "\udfff" for character in self.text):
+            raise InputError(f"a prompt holds half of a surrogate pair, which is no text: {self.text[:60]!a}; mend it")
 
 
 class Splits(NamedTuple):
@@ -127,27 +129,35 @@ def embedded_splits(counts: Mapping[str, int] | None = None) -> Splits:
 def encode_prompts(teacher: Teacher, source: Any) -> tuple[list[Prompt], list[list[int]]]:
     """Prompts and their token ids, from anything the environment accepts; prompts given as ids carry no text.
 
-    Raises: InputError: no prompt, or an id outside the vocabulary.
+    Args:
+        source: a file or None as in `load_prompts`; a list of texts and `Prompt`s; or a list of lists of token ids.
+    Raises: InputError: no prompt, texts mixed with ids, or an id outside the vocabulary.
     """
-    if not isinstance(source, (str, Path)) and source is not None:
-        source = list(source)
-        if source and all(isinstance(item, Prompt) for item in source):
-            return source, [teacher.encode(item.text) for item in source]
-        if source and not any(isinstance(item, (str, Mapping)) for item in source):
-            ids = [[int(token) for token in item] for item in source]
-            for number, item in enumerate(ids):
-                if any(not 0 <= token < teacher.vocab_size for token in item):
-                    raise InputError(f"prompt {number} has ids outside the vocabulary of {teacher.vocab_size}")
-            return [], ids
-    prompts = load_prompts(source)
-    return prompts, [teacher.encode(prompt.text) for prompt in prompts]
+    items = load_prompts(source) if source is None or isinstance(source, (str, Path)) else list(source)
+    if not items:
+        raise InputError("the list of prompts holds 0 prompts; at least 1 is needed")
+    if all(isinstance(item, (str, Prompt)) for item in items):
+        prompts = [Prompt(item) if isinstance(item, str) else item for item in items]
+        return prompts, [teacher.encode(prompt.text) for prompt in prompts]
+    encoded = []
+    for number, item in enumerate(items):
+        if isinstance(item, (str, Prompt, Mapping)) or not hasattr(item, "__iter__"):
+            raise InputError(
+                f"prompt {number} is a {type(item).__name__} among others; give texts only, or lists of token ids only"
+            )
+        ids = [int(token) for token in item]
+        if any(not 0 <= token < teacher.vocab_size for token in ids):
+            raise InputError(f"prompt {number} has ids outside the vocabulary of {teacher.vocab_size}")
+        encoded.append(ids)
+    return [], encoded
 
 
 def _read_file(path: Path, skip_bad: bool) -> list[Prompt]:
     if not path.is_file():
         raise InputError(f"prompts file {str(path)!r} does not exist; give a .jsonl or a text file, one prompt a line")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: a line separator of Unicode may stand inside a JSON string.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
     parse = _parse_json_line if path.suffix == ".jsonl" else Prompt

@@ -11,18 +11,22 @@ SHOWN = 8
 BAR = 20
 
 
-def render_state(prompt: str, reply: Sequence[str], candidates: Sequence[tuple[str, float]]) -> str:
-    """The prompt, the reply with its last token marked, and the most probable candidates with their probabilities.
+def render_state(
+    teacher: Teacher, prompt: Sequence[int], reply: Sequence[int], candidates: Sequence[tuple[int, float]]
+) -> str:
+    """The prompt, the reply with the token just chosen marked, and the most probable candidates.
 
     Args:
-        reply: tokens so far; the last one is the choice just made.
-        candidates: token text and log-probability (nats), most probable first; empty after EOS.
+        prompt: token ids.
+        reply: token ids so far; the last one is the choice just made.
+        candidates: token id and log-probability (nats), most probable first; empty after EOS.
     """
-    *said, choice = reply or [""]
-    lines = [prompt, f"▸ {''.join(said)}{f'⟦{choice}⟧' if choice else ''}"]
+    choice = f"⟦{token_text(teacher, reply[-1])}⟧" if reply else ""
+    lines = [teacher.decode(prompt), f"▸ {teacher.decode(reply[:-1])}{choice}"]
     for slot, (token, logp) in enumerate(candidates[:SHOWN]):
         probability = math.exp(logp)
-        lines.append(f"  {slot:3d} {probability:6.1%} {'█' * round(BAR * probability):{BAR}} {token!r}")
+        bar = "█" * round(BAR * probability)
+        lines.append(f"  {slot:3d} {probability:6.1%} {bar:{BAR}} {token_text(teacher, token)!r}")
     if len(candidates) > SHOWN:
         rest = sum(math.exp(logp) for _, logp in candidates[SHOWN:])
         lines.append(f"      {rest:6.1%} {len(candidates) - SHOWN} more candidates")
@@ -30,5 +34,5 @@ def render_state(prompt: str, reply: Sequence[str], candidates: Sequence[tuple[s
 
 
 def token_text(teacher: Teacher, token: int) -> str:
-    """What a token reads as; ⏹ for the end of the text."""
-    return teacher.decode([token]) or ("⏹" if token in teacher.eos_ids else "")
+    """What a token reads as; ⏹ for the end of the text, its number for a token without text."""
+    return teacher.decode([token]) or ("⏹" if token in teacher.eos_ids else f"<{token}>")

@@ -123,7 +123,7 @@ def _message(rng: random.Random) -> Message:
 
 def _draw_slots(rng: random.Random) -> dict[str, str]:
     model, part = _zipf(grammar.MODELS, rng), _zipf(grammar.PARTS, rng)
-    quantity, price = rng.randint(2, 9), rng.randint(3, 99)
+    quantity, price = rng.randint(2, 9), rng.randint(2, 20)
     return {
         "order": str(rng.randint(100, 999)),
         "invoice": str(rng.randint(100, 999)),

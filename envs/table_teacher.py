@@ -122,6 +122,10 @@ class TableWalk:
         self._state = torch.where(active, after, self._state)
         self.log_probs = self._table[self._state]
 
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        self._state = self._state[list(rows)]
+        self.log_probs = self._table[self._state]
+
 
 def toy() -> TableTeacher:
     """Six tokens, order 1, probabilities in hundredths: nuclei of one to four tokens, of masses .82 to .98 at p = .8.

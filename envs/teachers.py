@@ -31,6 +31,10 @@ class Walk(Protocol):
         """Append `tokens` (N,) int64 to the rows that are `active` (N,) bool."""
         ...
 
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Forget all rows but these; they are renumbered in this order."""
+        ...
+
 
 @runtime_checkable
 class Teacher(Protocol):
@@ -52,17 +56,18 @@ class Teacher(Protocol):
         ...
 
 
-def load_teacher(spec: str | Path | Teacher | tuple[Any, Any]) -> Teacher:
+def load_teacher(spec: str | Path | Teacher | tuple[Any, Any], *, chat_template: bool = False) -> Teacher:
     """A teacher from `"embedded"`, `"table:NAME"`, a directory, a hub id, a `Teacher` or `(model, tokenizer)`.
 
-    The same name gives the same object. `(model, tokenizer)` is wrapped anew each time.
+    The same name gives the same object. `(model, tokenizer)` is wrapped anew each time. With `chat_template` prompts
+    are wrapped as a user's turn.
 
     Raises: InputError: an unknown name, or a model that cannot be loaded.
     """
     if isinstance(spec, tuple):
         from envs.hf_teacher import HFTeacher
 
-        return HFTeacher(*spec)
+        return HFTeacher(*spec, chat_template=chat_template)
     if not isinstance(spec, (str, Path)):
         if isinstance(spec, Teacher):
             return spec
@@ -71,12 +76,14 @@ def load_teacher(spec: str | Path | Teacher | tuple[Any, Any]) -> Teacher:
         )
     name = str(spec)
     key = str(Path(name).resolve()) if Path(name).is_dir() else name
+    if chat_template:
+        key += " with chat template"
     if key not in _loaded:
-        _loaded[key] = _load(name)
+        _loaded[key] = _load(name, chat_template)
     return _loaded[key]
 
 
-def _load(name: str) -> Teacher:
+def _load(name: str, chat_template: bool) -> Teacher:
     from envs.table_teacher import TABLES
 
     if name.startswith("table:"):
@@ -87,12 +94,12 @@ def _load(name: str) -> Teacher:
     from envs.hf_teacher import HFTeacher, load_causal_lm
 
     if name == "embedded":
-        return HFTeacher(*load_causal_lm(EMBEDDED), name=name)
+        return HFTeacher(*load_causal_lm(EMBEDDED), name=name, chat_template=chat_template)
     if not Path(name).is_dir() and (
         close := difflib.get_close_matches(name, ["embedded", *(f"table:{t}" for t in TABLES)])
     ):
         raise InputError(f"teacher {name!r} is neither a directory nor a known name; did you mean {close[0]!r}?")
-    return HFTeacher(*load_causal_lm(name), name=name)
+    return HFTeacher(*load_causal_lm(name), name=name, chat_template=chat_template)
 
 
 def nearest(name: str, known: Sequence[str] | dict[str, Any]) -> str:

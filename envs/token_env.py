@@ -27,7 +27,7 @@ class TopPTokenEnv(gymnasium.Env[dict[str, Any], np.int64]):
     metadata: dict[str, Any] = {"render_modes": ["ansi", "human"]}  # noqa: RUF012
 
     def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
-        if kwargs.get("num_envs", 1) != 1 or "autoreset_mode" in kwargs:
+        if {"num_envs", "autoreset_mode"} & set(kwargs):
             raise InputError("one episode has neither num_envs nor autoreset_mode; use gymnasium.make_vec for those")
         mode = AutoresetMode.DISABLED
         self.vector = TopPTokenVectorEnv(1, render_mode=render_mode, autoreset_mode=mode, **kwargs)
@@ -40,6 +40,9 @@ class TopPTokenEnv(gymnasium.Env[dict[str, Any], np.int64]):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Begin an episode; without a seed the random order of prompts goes on."""
         super().reset(seed=seed)
+        unknown = sorted(set(options or {}) - {"prompt"})
+        if unknown:
+            raise InputError(f'reset takes options={{"prompt": text or token ids}}, not {unknown[0]!r}')
         prompt = (options or {}).get("prompt")
         chosen = None if prompt is None else {"prompts": [prompt]}
         observations, infos = self.vector.reset(seed=seed, options=chosen)

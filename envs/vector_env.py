@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from envs.candidates import PAD_LOGP, Candidates, check_top_p, top_p, width_of
+from envs.deck import Card, Deck
 from envs.errors import InputError
-from envs.prompts import Prompt, encode_prompts
-from envs.rendering import render_state, token_text
+from envs.prompts import Prompt
+from envs.rendering import render_state
 from envs.rewards import Reward, Step, make_reward
 from envs.teachers import Teacher, load_teacher
 
@@ -32,7 +32,8 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
     """N episodes of token generation on a teacher's nucleus, stepped by one batched teacher forward.
 
     ## Description
-    The state is a prompt and the tokens so far, the transition appends a token: P(s·a | s, a) = 1.
+    The state is a prompt and the tokens so far, the transition appends a token: P(s·a | s, a) = 1. The actions of a
+    state are the teacher's nucleus A_p(s). A row that finished is refilled without stopping the others.
     Source: arXiv:2505.20335, section 3; the design's equations (1) and (2).
 
     ## Action Space
@@ -49,14 +50,14 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
     | `logp` | Box float32 (K,) | their full-softmax log-probabilities, nats; padding −10,000, finite |
     | `mask` | MultiBinary (K,) | 1 = candidate; all 0 after EOS |
 
-    ## Rewards
-    Equation (2), chosen by `reward`; by default log π_T(a|s) in nats. See `envs.rewards`.
-
     ## Starting State
-    A prompt; prompts are visited in a seeded random order, each once per pass. `reset(options={"prompts": [...]})`
-    chooses them, one a row (texts or lists of token ids).
+    A prompt; prompts are visited in a seeded random order, each once per pass; a reset without a seed goes on in it.
+    `reset(options={"prompts": [...]})` chooses them, one a row to be reset (texts, or lists of token ids).
 
-    ## Episode Termination and Truncation
+    ## Rewards
+    Equation (2), chosen by `reward`; by default log π_T(a|s) in nats, not below −10,000. See `envs.rewards`.
+
+    ## Episode End
     Any EOS id of the teacher, or a stop string, **terminates**. The token budget or the teacher's context
     **truncates**; the observation then holds the candidates of the state that was cut, to bootstrap from.
 
@@ -70,9 +71,17 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
     for `reset(options={"reset_mask": ...})`.
 
     ## Arguments
-    teacher: a name, a directory, a hub id, a `Teacher`, or `(model, tokenizer)`. Its sampling settings (top_k,
-    penalties) are ignored. prompts: a file, texts, lists of token ids, or None, the embedded training split.
-    gamma: for the rewards that need it; nothing is discounted here.
+    * `teacher`: a name, a directory, a hub id, a `Teacher`, or `(model, tokenizer)`. Its sampling settings (top_k,
+      penalties) are ignored. Gymnasium deep-copies what `make` is given: a `Teacher` stays itself, a pair is copied.
+    * `prompts`: a file, texts, lists of token ids, or None, the embedded training split.
+    * `top_p`, `max_candidates`: equation (1); None keeps every slot, K = V.
+    * `max_prompt_tokens`: None = the longest prompt given. `max_new_tokens`: the budget, EOS included.
+    * `reward`, `gamma`: equation (2); gamma is for the rewards that need it, nothing is discounted here.
+    * `render_mode`: "ansi" returns what "human" prints: the text, the choice, the candidates.
+    * `stop_strings`: texts that end a reply which contains one.
+
+    ## Version History
+    * v0: first version.
 
     Raises: InputError: an argument out of range, no prompt, or one longer than max_prompt_tokens or the context.
     """
@@ -104,13 +113,13 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         self.teacher: Teacher = load_teacher(teacher)
         self.reward = make_reward(reward, gamma)
         self.top_p, self.max_new_tokens, self.gamma = top_p, max_new_tokens, gamma
-        self.render_mode, self.stop_strings = render_mode, tuple(stop_strings)
+        self.render_mode, self.stop_strings = render_mode, _stop_strings(stop_strings)
         self.autoreset_mode = AutoresetMode(_mode_value(autoreset_mode))
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
-        self.prompts, self._prompt_ids = encode_prompts(self.teacher, prompts)
-        self.max_prompt_tokens = max_prompt_tokens or max(map(len, self._prompt_ids))
-        for index, ids in enumerate(self._prompt_ids):
-            self._check_prompt(ids, f"prompt {index}")
+        self._deck = Deck(self.teacher, prompts, max_prompt_tokens)
+        self.prompts = self._deck.prompts
+        """The prompts given, which `prompt_index` counts; empty where they were given as ids."""
+        self.max_prompt_tokens = self._deck.longest
         self.num_envs = num_envs
         self._slots = width_of(self.teacher.vocab_size, top_p, max_candidates)
         self._make_spaces()
@@ -136,14 +145,15 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
     def _make_state(self) -> None:
         rows = self.num_envs
         self._walk = self.teacher.walk(rows)
-        self._eos = torch.tensor(sorted(self.teacher.eos_ids))
+        self._eos = np.array(sorted(self.teacher.eos_ids), dtype=np.int64)
         self._context = np.zeros((rows, self._width), dtype=np.int32)
         self._length = np.zeros(rows, dtype=np.int64)
         self._prompt_length = np.zeros(rows, dtype=np.int64)
-        self.prompt_index = np.full(rows, -1)
-        """Which prompt each row answers, (N,) int64; −1 for one that `reset` was given."""
-        self._ended = np.ones(rows, dtype=bool)  # rows that wait for a reset
-        self._queue: list[int] = []
+        self._cards: list[Card | None] = [None] * rows  # the prompt that each row answers
+        self._token = np.full(rows, -1)  # the token just taken; −1 after a reset
+        self._in_set = np.ones(rows, dtype=bool)
+        self._terminated = np.zeros(rows, dtype=bool)  # rows whose text is over
+        self._ended = np.ones(rows, dtype=bool)  # rows that wait for a reset: terminated, truncated, or never begun
         self._candidates: Candidates | None = None
 
     @property
@@ -161,6 +171,11 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
             raise ResetNeeded("the environment has no state yet; call reset first")
         return self._candidates
 
+    @property
+    def prompt_index(self) -> npt.NDArray[np.int64]:
+        """Which prompt each row answers, (N,); −1 for one that `reset` was given."""
+        return np.array([-1 if card is None else card.number for card in self._cards])
+
     def prompt_tokens(self, row: int) -> list[int]:
         """The prompt that a row answers, as token ids."""
         return list(map(int, self._context[row, : self._prompt_length[row]]))
@@ -175,34 +190,35 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         """Begin all rows, or those of `options["reset_mask"]`; `options["prompts"]` gives each row its prompt."""
         if isinstance(seed, list):
             raise InputError("one seed serves all rows, which are stepped together; give an int")
-        if seed is not None:
-            self._np_random, self._np_random_seed = gymnasium.utils.seeding.np_random(seed)
-            self._queue = []
         options = options or {}
         chosen = np.asarray(options.get("reset_mask", np.ones(self.num_envs)), dtype=bool)
         if chosen.shape != (self.num_envs,) or not chosen.any():
             raise InputError(f"reset_mask must be {self.num_envs} flags with one True at least, not {chosen!r}")
-        self._begin(chosen, options.get("prompts"))
-        self._look(np.zeros(self.num_envs, dtype=bool))
-        if self.render_mode == "human":
-            print("\n\n".join(self._texts_shown()))
-        return self._observe(), self._infos(np.full(self.num_envs, -1), np.ones(self.num_envs, dtype=bool))
+        if self._candidates is None and not chosen.all():
+            raise ResetNeeded("the first reset begins every row; leave reset_mask out")
+        count, prompts = int(chosen.sum()), options.get("prompts")
+        given = None if prompts is None else self._deck.given(prompts, count)
+        if seed is not None:
+            self._np_random, self._np_random_seed = gymnasium.utils.seeding.np_random(seed)
+            self._deck.restart()
+        self._begin(chosen, given)
+        self._look()
+        self._print()
+        return self._observe(), self._infos()
 
     def step(self, actions: Array) -> tuple[Observation, Array, Array, Array, dict[str, Any]]:
         """Take a slot in every row; see the class for what rows that wait do.
 
         Raises: InvalidAction: a slot without a candidate; nothing has happened then. ResetNeeded: see `step_tokens`.
         """
-        slots = torch.as_tensor(np.asarray(actions), dtype=torch.int64).reshape(-1)
-        inside = (slots >= 0) & (slots < self._slots)
-        found = self.candidates
+        found, slots = self.candidates, self._one_a_row(actions)
         index = slots.clamp(0, self._slots - 1)[:, None]
-        legal = inside & found.mask.gather(1, index)[:, 0] | torch.from_numpy(self._ended)
+        legal = (slots == index[:, 0]) & found.mask.gather(1, index)[:, 0] | torch.from_numpy(self._ended)
         if not legal.all():
             row = int((~legal).nonzero()[0])
             count = int(found.mask[row].sum())
             raise InvalidAction(
-                f"slot {int(slots[row])} of row {row} has no candidate; slots 0 to {count - 1} have one"
+                f"slot {int(slots[row])} of row {row} has no candidate; it has {count}, from slot 0: choose by `mask`"
             )
         return self._advance(found.ids.gather(1, index)[:, 0])
 
@@ -213,7 +229,7 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
 
         Raises: InvalidAction: no token of the vocabulary. ResetNeeded: a row that ended, without autoreset.
         """
-        taken = torch.as_tensor(tokens, dtype=torch.int64).reshape(-1)
+        taken = self._one_a_row(tokens)
         wrong = ((taken < 0) | (taken >= self.teacher.vocab_size)) & ~torch.from_numpy(self._ended)
         if wrong.any():
             row = int(wrong.nonzero()[0])
@@ -222,92 +238,80 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         return self._advance(taken.clamp(0, self.teacher.vocab_size - 1))
 
     def _advance(self, tokens: Tensor) -> tuple[Observation, Array, Array, Array, dict[str, Any]]:
-        resetting = self._ended.copy()
+        before, resetting = self.candidates, self._ended.copy()
         if resetting.any() and self.autoreset_mode == AutoresetMode.DISABLED:
             row = int(resetting.argmax())
             raise ResetNeeded(f'row {row} has ended; reset it with options={{"reset_mask": ...}}')
-        before, acting = self.candidates, ~resetting
-        active = torch.from_numpy(acting)
+        acting = torch.from_numpy(~resetting)
         taken_logp = self.log_probs.gather(1, tokens[:, None])[:, 0].clamp(min=PAD_LOGP, max=0.0)
-        in_set = ((before.ids == tokens[:, None]) & before.mask).any(1).numpy() | resetting
-        rows = acting.nonzero()[0]
-        self._context[rows, self._length[rows]] = tokens.numpy()[rows]
-        self._length[rows] += 1
-        terminated = acting & (torch.isin(tokens, self._eos).numpy() | self._stopped(rows))
-        new = self._length - self._prompt_length
-        full = (new >= self.max_new_tokens) | (self._length >= self.teacher.context_limit)
-        truncated = acting & full & ~terminated
-        self._walk.step(tokens, active & ~torch.from_numpy(terminated))
-        self._ended = terminated | truncated
+        in_set = ((before.ids == tokens[:, None]) & before.mask).any(1)
+        self._in_set = (in_set | ~acting).numpy()
+        self._token = torch.where(acting, tokens, -1).numpy()
+        self._append(tokens.numpy(), ~resetting)
+        self._walk.step(tokens, acting & ~torch.from_numpy(self._terminated))
         if resetting.any():
             self._begin(resetting)
-        self._look(terminated)
+        self._look()
+        terminated, truncated = self._terminated.copy(), self._ended & ~self._terminated
         step = Step(
-            taken_logp=torch.where(active, taken_logp, 0.0),
-            log_mass=torch.where(active, before.log_mass, 0.0),
+            taken_logp=torch.where(acting, taken_logp, 0.0),
+            log_mass=torch.where(acting, before.log_mass, 0.0),
             terminated=torch.from_numpy(terminated),
             truncated=torch.from_numpy(truncated),
-            after=self._candidates,
+            after=self.candidates,
             texts=self._texts,
         )
-        rewards = torch.where(active, self.reward(step), 0.0).numpy()
-        infos = self._infos(np.where(acting, tokens.numpy(), -1), in_set)
-        if self.autoreset_mode == AutoresetMode.SAME_STEP and self._ended.any():
-            infos = self._begin_at_once(infos)
-        if self.render_mode == "human":
-            print("\n\n".join(self._texts_shown()))
+        rewards = torch.where(acting, self.reward(step), 0.0).numpy()
+        self._print()
+        infos = self._begin_at_once() if self.autoreset_mode == AutoresetMode.SAME_STEP else self._infos()
         return self._observe(), rewards, terminated, truncated, infos
 
-    def _begin_at_once(self, infos: dict[str, Any]) -> dict[str, Any]:
-        """Same-step autoreset: keep what the ended rows saw last, and begin them anew."""
-        last, ended = self._observe(), self._ended.copy()
+    def _append(self, tokens: Array, acting: npt.NDArray[np.bool_]) -> None:
+        """Write the tokens of the rows that act, and see which of these end: by themselves, or because they must."""
+        rows = acting.nonzero()[0]
+        self._context[rows, self._length[rows]] = tokens[rows]
+        self._length[rows] += 1
+        self._terminated = acting & (np.isin(tokens, self._eos) | self._stopped(rows))
+        spent = self._length - self._prompt_length >= self.max_new_tokens
+        self._ended = acting & (self._terminated | spent | (self._length >= self.teacher.context_limit))
+
+    def _begin_at_once(self) -> dict[str, Any]:
+        """Same-step autoreset: begin the ended rows anew; infos, with what those rows saw last."""
         finals: dict[str, Any] = {}
-        for row in ended.nonzero()[0]:
-            single = {key: value[row].copy() for key, value in last.items()}
-            info = {key: value[row] for key, value in infos.items() if not key.startswith("_")}
-            finals = self._add_info(finals, {"final_obs": single, "final_info": info}, int(row))
-        self._begin(ended)
-        self._look(np.zeros_like(ended))
-        fresh = self._infos(np.full(self.num_envs, -1), np.ones_like(ended))
-        merged = {
-            key: np.where(ended.reshape(-1, *[1] * (value.ndim - 1)), fresh[key], value) for key, value in infos.items()
-        }
-        return {**merged, **finals}
+        if self._ended.any():
+            last, infos, ended = self._observe(), self._infos(), self._ended.copy()
+            for row in ended.nonzero()[0].tolist():
+                single = {key: value[row] for key, value in last.items()}
+                info = {key: value[row] for key, value in infos.items() if not key.startswith("_")}
+                finals = self._add_info(finals, {"final_obs": single, "final_info": info}, row)
+            self._begin(ended)
+            self._look()
+        return self._infos() | finals
 
-    def _begin(self, chosen: npt.NDArray[np.bool_], prompts: Sequence[Any] | None = None) -> None:
+    def _begin(self, chosen: npt.NDArray[np.bool_], given: list[Card] | None = None) -> None:
         rows = chosen.nonzero()[0].tolist()
-        if prompts is not None:
-            _, texts = encode_prompts(self.teacher, prompts)
-            if len(texts) != len(rows):
-                raise InputError(f"{len(texts)} prompts were given for {len(rows)} rows; give one a row")
-            for number, text in enumerate(texts):
-                self._check_prompt(text, f"prompt {number}")
-            self.prompt_index[rows] = -1
-        else:
-            self.prompt_index[rows] = [self._next_prompt() for _ in rows]
-            texts = [self._prompt_ids[index] for index in self.prompt_index[rows]]
-        for row, text in zip(rows, texts, strict=True):
+        cards = self._deck.deal(len(rows), self.np_random) if given is None else given
+        for row, card in zip(rows, cards, strict=True):
+            self._cards[row] = card
             self._context[row] = 0
-            self._context[row, : len(text)] = text
-            self._length[row] = self._prompt_length[row] = len(text)
-        self._ended[rows] = False
-        self._walk.start(rows, texts)
+            self._context[row, : len(card.ids)] = card.ids
+            self._length[row] = self._prompt_length[row] = len(card.ids)
+        self._ended[rows] = self._terminated[rows] = False
+        self._token[rows], self._in_set[rows] = -1, True
+        self._walk.start(rows, [card.ids for card in cards])
 
-    def _next_prompt(self) -> int:
-        if not self._queue:
-            self._queue = self.np_random.permutation(len(self._prompt_ids)).tolist()
-        return self._queue.pop()
-
-    def _look(self, terminated: npt.NDArray[np.bool_]) -> None:
+    def _look(self) -> None:
         """The candidates of every row's state; none where the text has ended by itself."""
-        gone = torch.from_numpy(terminated)[:, None]
-        ids, logp, mask, cut = top_p(self.log_probs, self.top_p, self._slots)
-        self._candidates = Candidates(
-            ids=ids.masked_fill(gone, 0),
-            logp=logp.masked_fill(gone, PAD_LOGP),
-            mask=mask & ~gone,
-            cut=cut & ~gone[:, 0],
-        )
+        found = top_p(self.log_probs, self.top_p, self._slots)
+        if self._terminated.any():
+            gone = torch.from_numpy(self._terminated)[:, None]
+            found = Candidates(
+                ids=found.ids.masked_fill(gone, 0),
+                logp=found.logp.masked_fill(gone, PAD_LOGP),
+                mask=found.mask & ~gone,
+                cut=found.cut & ~gone[:, 0],
+            )
+        self._candidates = found
 
     def _observe(self) -> Observation:
         found = self.candidates
@@ -315,21 +319,26 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
             "context": self._context.copy(),
             "length": self._length.copy(),
             "ids": found.ids.numpy().astype(np.int32),
-            "logp": found.logp.clamp(max=0.0).numpy().copy(),
+            "logp": found.logp.clamp(max=0.0).numpy(),
             "mask": found.mask.numpy().astype(np.int8),
         }
 
-    def _infos(self, tokens: Array, in_set: Array) -> dict[str, Any]:
+    def _infos(self) -> dict[str, Any]:
         found = self.candidates
-        alive = found.mask.any(1)
         infos: dict[str, Any] = {
             "action_mask": found.mask.numpy().astype(np.int8),
-            "token": tokens,
-            "lost_mass": torch.where(alive, found.lost_mass, 0.0).numpy(),
+            "token": self._token.copy(),
+            "lost_mass": found.lost_mass.masked_fill(torch.from_numpy(self._terminated), 0.0).numpy(),
             "cut": found.cut.numpy().copy(),
-            "in_set": in_set,
+            "in_set": self._in_set.copy(),
         }
         return infos | {f"_{key}": np.ones(self.num_envs, dtype=bool) for key in infos}
+
+    def _one_a_row(self, actions: Array | Tensor) -> Tensor:
+        chosen = torch.as_tensor(actions, dtype=torch.int64).reshape(-1)
+        if len(chosen) != self.num_envs:
+            raise InvalidAction(f"{len(chosen)} actions were given for {self.num_envs} rows; give one a row")
+        return chosen
 
     def _stopped(self, rows: Iterable[int]) -> npt.NDArray[np.bool_]:
         stopped = np.zeros(self.num_envs, dtype=bool)
@@ -340,35 +349,34 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         return stopped
 
     def _texts(self, row: int) -> tuple[str, str]:
-        return self.teacher.decode(self.prompt_tokens(row)), self.teacher.decode(self.reply_tokens(row))
+        """The prompt as it was given, and the reply."""
+        card = self._cards[row]
+        given = None if card is None else card.text
+        prompt = self.teacher.decode(self.prompt_tokens(row)) if given is None else given
+        return prompt, self.teacher.decode(self.reply_tokens(row))
 
-    def _check_prompt(self, ids: Sequence[int], who: str) -> None:
-        limit = min(self.max_prompt_tokens, self.teacher.context_limit - 1)
-        if not 0 < len(ids) <= limit:
-            raise InputError(
-                f"{who} has {len(ids)} tokens, the limit is {limit} (max_prompt_tokens, and one less than the "
-                f"teacher's context of {self.teacher.context_limit}); shorten it or leave it out"
-            )
+    def _shown(self) -> list[str]:
+        found = self.candidates
+        shown = []
+        for row, count in enumerate(found.sizes.tolist()):
+            slots = zip(found.ids[row, :count].tolist(), found.logp[row, :count].tolist(), strict=True)
+            shown.append(render_state(self.teacher, self.prompt_tokens(row), self.reply_tokens(row), list(slots)))
+        return shown
 
-    def _texts_shown(self) -> list[str]:
-        found, show = self.candidates, partial(token_text, self.teacher)
-        return [
-            render_state(
-                self.teacher.decode(self.prompt_tokens(row)),
-                [show(token) for token in self.reply_tokens(row)],
-                [(show(token), logp) for token, logp in _pairs(found, row)],
-            )
-            for row in range(self.num_envs)
-        ]
+    def _print(self) -> None:
+        if self.render_mode == "human":
+            print("\n\n".join(self._shown()))
 
     def render(self) -> tuple[str, ...] | None:
-        """Every row's text so far and its candidates; None in mode "human", which prints at every step."""
-        return tuple(self._texts_shown()) if self.render_mode == "ansi" else None
+        """Every row's text so far and its candidates; None in mode "human", which prints every state by itself."""
+        return tuple(self._shown()) if self.render_mode == "ansi" else None
 
 
-def _pairs(found: Candidates, row: int) -> list[tuple[int, float]]:
-    mask = found.mask[row]
-    return list(zip(found.ids[row, mask].tolist(), found.logp[row, mask].tolist(), strict=True))
+def _stop_strings(given: Sequence[str]) -> tuple[str, ...]:
+    strings = (given,) if isinstance(given, str) else tuple(given)
+    if not all(strings):
+        raise InputError("a stop string is empty; it would end every text at once")
+    return strings
 
 
 def _mode_value(mode: str | AutoresetMode) -> str:

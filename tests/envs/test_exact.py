@@ -308,6 +308,12 @@ def test_what_cannot_be_solved_is_said(options: dict[str, object], said: str) ->
         solve(table, **options)  # type: ignore[arg-type]
 
 
+def test_slow_sweeps_end_at_the_fixed_point() -> None:
+    """γ = .995 and a reward of 1 for going on: a value of 1 / (1 − γ), hard, where nobody need ever end."""
+    solved = solve(hand_table(), "hard", gamma=0.995, reward=np.array([[0.0, 1.0, 1.0]] * 3))
+    np.testing.assert_allclose(solved.value, 200.0, rtol=1e-10)
+
+
 def test_a_horizon_and_prompts_are_needed() -> None:
     with pytest.raises(InputError, match="horizon = 0"):
         solve_finite(hand_table(), horizon=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from envs import exact_chi2
 from envs.errors import InputError
 from envs.exact import Solution, candidate_sets, solve, teacher_visits
 from envs.exact_chi2 import Transitions, maximise_chi2, objective_chi2
@@ -176,3 +177,19 @@ def test_counts_of_taken_tokens_do_as_well_as_visits_and_name_what_is_missing() 
         solve(teacher, "chi2", top_p=0.8, c=1.0, visits=gone)
     with pytest.raises(InputError, match="empty"):
         solve(teacher, "chi2", top_p=0.8, c=1.0, visits=0 * visits)
+
+
+def test_a_narrow_phi_and_a_high_temperature_are_solved_by_damped_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain Newton steps lower J here; with too few steps allowed the failure is said."""
+    teacher = TABLES["second_order"]()
+    options = {"top_p": 0.5, "gamma": 1.0, "alpha": 5.0, "c": 1e-4, "visits": np.ones(16)}
+    solved = solve(teacher, "chi2", **options)  # type: ignore[arg-type]
+    data = data_of(teacher, 0.5, np.ones(16))
+    q, _ = pairs_of(solved, data, teacher)
+    best = objective_chi2(q, data, gamma=1.0, alpha=5.0, c=1e-4)
+    rng = np.random.default_rng(0)
+    for size in (1e-3, 1.0):
+        assert objective_chi2(q + size * rng.normal(size=len(q)), data, gamma=1.0, alpha=5.0, c=1e-4) < best
+    monkeypatch.setattr(exact_chi2, "ITERATIONS", 2)
+    with pytest.raises(InputError, match="no maximum that can be found"):
+        solve(teacher, "chi2", **options)  # type: ignore[arg-type]

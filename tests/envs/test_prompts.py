@@ -38,12 +38,19 @@ def test_plain_text_is_one_prompt_a_line(tmp_path: Path) -> None:
     assert load_prompts(write(tmp_path / "p.txt", "first", "", "second")) == [Prompt("first"), Prompt("second")]
 
 
+def test_marks_and_separators_of_unicode_are_no_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes('\ufeff{"prompt": "a\u2028b"}\r\n{"prompt": "c\x85d"}\n'.encode())
+    assert [prompt.text for prompt in load_prompts(path)] == ["a\u2028b", "c\x85d"]
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
         ("{broken", "not JSON"),
         ({"text": "no prompt"}, 'string under "prompt"'),
         ({"prompt": "   "}, "empty"),
+        ({"prompt": "half \ud800"}, "surrogate"),
         ({"prompt": "p", "tags": "a"}, "list of strings"),
         ({"prompt": "p", "reference": [1]}, "list of strings"),
         ({"prompt": "p", "checks": {"wrong": []}}, "keys among"),

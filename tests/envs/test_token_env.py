@@ -15,6 +15,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import envs
 from envs.errors import InputError
+from envs.table_teacher import toy
 from tests.envs.models import twentieths
 
 MAKE = {"teacher": twentieths(), "prompts": [[1], [2]], "top_p": 0.8, "max_new_tokens": 5}
@@ -86,7 +87,7 @@ def test_every_state_is_printed_in_human_mode(capsys: pytest.CaptureFixture[str]
 def test_many_candidates_are_summed_up() -> None:
     from envs.rendering import render_state
 
-    shown = render_state("p", [], [(str(i), float(np.log(0.1))) for i in range(10)])
+    shown = render_state(toy(), [1], [], [(token % 6, float(np.log(0.1))) for token in range(10)])
     assert "20.0% 2 more candidates" in shown
 
 
