@@ -1,4 +1,4 @@
-"""The one error that bad input raises in this room."""
+"""The errors of this room: bad input, and a loss that is no longer a number."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The command prints it in one line and exits with 2.
     """
+
+
+class DivergedError(RuntimeError):
+    """The loss or its gradient is not finite; the student still holds the weights from before this update."""

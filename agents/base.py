@@ -1,0 +1,235 @@
+"""What every agent is: a student, a frozen Config, one update on a batch of whole episodes, and a declared fixed point.
+
+An agent is one file: a `Config` and a class with `loss`. The update reads: scores, objective, step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from agents.episodes import Episodes
+from agents.errors import DivergedError, InputError
+from agents.student import Scorer
+
+STATE = "agent.pt"
+Logs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings that every agent has; an agent adds its own.
+
+    Raises: InputError naming the setting and its limit.
+    """
+
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    warmup: int = 20
+    """Updates of linear warm-up, at most a tenth of the run; then a cosine to 0 at the last update."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    batch_size: int = 32
+    """Episodes per update."""
+
+    def __post_init__(self) -> None:
+        require(self, "lr", self.lr > 0, "must be positive")
+        require(self, "weight_decay", self.weight_decay >= 0, "must not be negative")
+        require(self, "warmup", self.warmup >= 0, "must not be negative")
+        require(self, "clip", self.clip > 0, "must be positive")
+        require(self, "batch_size", self.batch_size >= 1, "must be at least 1")
+
+
+def require(config: Config, name: str, good: bool, limit: str) -> None:
+    """Raise an InputError for one setting unless it is good (NaN never is)."""
+    if not good:
+        raise InputError(f"{type(config).__qualname__}.{name} is {getattr(config, name)!r}; it {limit}")
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """Where an agent ends on a table teacher; `kind` and the rest are what the exact solver takes."""
+
+    kind: Literal["teacher", "renormalised", "conditioned", "hard", "soft", "chi2"]
+    gamma: float = 1.0
+    alpha: float = 1.0
+    c: float = math.inf
+    reward: str = "logprob"
+
+
+C = TypeVar("C", bound=Config)
+
+
+class Agent(ABC, Generic[C]):
+    """A learner around a student. Subclasses set the class variables and write `loss`.
+
+    `student` is trained in place. `needs` names what must be attached to its batches ("teacher_logits"); `data` says
+    whose walk it may learn from; `fixed_point` where it ends, or None with `identity` naming the loss identity it is
+    tested by.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[Config]]
+    data: ClassVar[Literal["teacher", "student", "either"]] = "either"
+    identity: ClassVar[str | None] = None
+
+    def __init__(self, student: Scorer, config: C, *, seed: int, total_updates: int) -> None:
+        if total_updates < 1:
+            raise InputError(f"total_updates is {total_updates}; it must be at least 1")
+        self.student, self.config, self.total_updates = student, config, total_updates
+        self.updates = 0
+        self.generator = torch.Generator().manual_seed(seed)  # for agents that draw; saved with the rest
+        self.optimiser = torch.optim.AdamW(self.trainables(), lr=config.lr, weight_decay=config.weight_decay)
+
+    @classmethod
+    def make_config(cls, **overrides: Any) -> Any:
+        """The agent's Config with these fields set.
+
+        Raises: InputError: an unknown field (with the nearest match) or a value out of range.
+        """
+        known = [field.name for field in dataclasses.fields(cls.Config)]
+        for key in overrides:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise InputError(f"{cls.name} has no setting {key!r}; it has {', '.join(known)}{hint}")
+        return cls.Config(**overrides)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What must be attached to a batch: {"teacher_logits"} or nothing."""
+        return frozenset()
+
+    @property
+    @abstractmethod
+    def fixed_point(self) -> FixedPoint | None:
+        """Where this agent ends on a table teacher."""
+
+    @abstractmethod
+    def loss(self, batch: Episodes) -> tuple[Tensor, Logs]:
+        """The scalar to descend and figures to log (scalars in nats unless their name says otherwise)."""
+
+    def trainables(self) -> list[Tensor]:
+        """Parameters the optimiser moves; agents with a critic of their own add its."""
+        return [value for value in self.student.parameters() if value.requires_grad]
+
+    def extras(self) -> dict[str, Any]:
+        """Modules beside the student whose state is saved, such as a target network, by name."""
+        return {}
+
+    def after_step(self) -> None:
+        """What follows an optimiser step, such as moving a target network."""
+
+    def update(self, batch: Episodes) -> dict[str, float]:
+        """Learn from one batch and return figures to log.
+
+        Raises: InputError: the batch does not fit this agent. DivergedError: the loss or its gradient is not finite.
+        """
+        self.check(batch)
+        loss, logs = self.loss(batch)
+        rate, norm = self._step(loss)
+        self.after_step()
+        figures = {name: value.detach() for name, value in {"loss": loss, **logs, "gradient_norm": norm}.items()}
+        return {name: float(value) for name, value in figures.items()} | {"lr": rate}
+
+    def check(self, batch: Episodes) -> None:
+        """Raise an InputError unless the batch has what this agent needs and was built with its γ."""
+        if "teacher_logits" in self.needs and batch.teacher_logp is None:
+            raise InputError(f"{self.name} needs teacher_logits: attach the teacher's log-probabilities to the batch")
+        gamma = getattr(self.config, "gamma", None)
+        if gamma is not None and not torch.allclose(batch.discounts, gamma * batch.alive):
+            raise InputError(
+                f"{self.name} learns with γ = {gamma}, the episodes have discounts up to "
+                f"{float(batch.discounts.max()):g}; build them with the same γ (Episodes.discounted)"
+            )
+
+    def _step(self, loss: Tensor) -> tuple[float, Tensor]:
+        """One AdamW step with warm-up, cosine and clipped gradient; the rate used and the norm before clipping."""
+        self.optimiser.zero_grad(set_to_none=True)
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.trainables(), self.config.clip)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            raise DivergedError(
+                f"{self.name}: loss {float(loss.detach()):g}, gradient norm {float(norm):g} at update "
+                f"{self.updates + 1}; the student keeps its weights; lower lr"
+            )
+        rate = self.config.lr * schedule(self.updates, self.config.warmup, self.total_updates)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+        self.updates += 1
+        return rate, norm
+
+    def act(
+        self, observation: Mapping[str, npt.NDArray[Any]], rng: np.random.Generator | None = None
+    ) -> npt.NDArray[np.int64]:
+        """Slots for N observations (or one), sampled from π_S^A with `rng`, or the most probable without.  # (N,)"""
+        single = np.ndim(observation["mask"]) == 1
+        arrays = {key: np.asarray(observation[key])[None] if single else observation[key] for key in KEYS}
+        tensors = {key: torch.as_tensor(np.asarray(value, dtype=np.int64)) for key, value in arrays.items()}
+        device = next(iter(self.student.parameters())).device
+        context, length, ids, mask = (tensors[key].to(device) for key in KEYS)
+        policy = self.student.log_policy(context, length, ids, mask.bool()).double().cpu().numpy()  # (N, K)
+        noise = np.zeros(policy.shape) if rng is None else rng.gumbel(size=policy.shape)
+        legal = np.where(arrays["mask"].astype(bool), policy + noise, -np.inf)
+        return np.asarray(legal.argmax(-1)[0] if single else legal.argmax(-1))
+
+    def save(self, directory: str | Path) -> None:
+        """Write everything the next update depends on, whole or not at all."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        state = {
+            "agent": self.name,
+            "updates": self.updates,
+            "student": self.student.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "generator": self.generator.get_state(),
+            "extras": {name: module.state_dict() for name, module in self.extras().items()},
+        }
+        partial = directory / (STATE + ".partial")
+        torch.save(state, partial)
+        os.replace(partial, directory / STATE)
+
+    def load(self, directory: str | Path) -> None:
+        """Go on from `save`: the next update equals the one that would have followed it.
+
+        Raises: InputError: nothing saved there, or by another agent.
+        """
+        path = Path(directory) / STATE
+        if not path.is_file():
+            raise InputError(f"no saved agent at {path}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["agent"] != self.name:
+            raise InputError(f"{path} was saved by {state['agent']}, not by {self.name}; use another directory")
+        self.student.load_state_dict(state["student"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.generator.set_state(state["generator"])
+        for name, module in self.extras().items():
+            module.load_state_dict(state["extras"][name])
+        self.updates = state["updates"]
+
+
+KEYS = ("context", "length", "ids", "mask")
+
+
+def schedule(update: int, warmup: int, total: int) -> float:
+    """Share of the peak rate at a 0-based update: linear warm-up over at most total/10, then a cosine to 0."""
+    warm = min(warmup, total // 10)
+    if update < warm:
+        return (update + 1) / (warm + 1)
+    return 0.5 * (1 + math.cos(math.pi * min((update - warm) / (total - warm), 1.0)))

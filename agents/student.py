@@ -1,0 +1,290 @@
+"""The student: any Hugging Face causal LM as a policy and a levelled Q, with a value head and its leak.
+
+A student is a plain causal LM; the value head lies beside it and nothing but the LM is there at inference. Scores of
+all states of a batch of episodes come from one forward: the trunk runs over whole texts, the head over the valid states
+only, packed. There is no dropout during learning: two forwards of one text must agree, or a TD error measures noise.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from agents import objectives
+from agents.episodes import PAD_LOGP, Episodes
+from agents.errors import InputError
+
+VALUE_HEAD = "value_head.safetensors"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a student says of every state of B episodes, in nats; 0 (PAD_LOGP for log_policy) where there is none."""
+
+    log_policy: Tensor  # (B, T+1, K) log π_S^A: the student renormalised on the candidates
+    value: Tensor  # (B, T+1) v(s), which is V_p(s) of the levelled Q
+    log_inside: Tensor  # (B, T+1) log(1 − leak): student mass on the candidates
+    logp_taken: Tensor  # (B, T) full-softmax log π_S(a_t|s_t)
+    logp: Tensor | None = None  # (B, T+1, V) full log π_S, only when asked for
+
+
+class Scorer(Protocol):
+    """What agents ask of a student; `Student` and `TableStudent` both answer it."""
+
+    def scores(self, episodes: Episodes, full: bool = False) -> Scores: ...
+    def values(self, episodes: Episodes) -> Tensor: ...  # (B, T+1), without the vocabulary head
+    def log_policy(self, context: Tensor, length: Tensor, ids: Tensor, mask: Tensor) -> Tensor: ...  # (N, K)
+    def copy(self) -> Self: ...
+    def parameters(self) -> Any: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+
+
+class Packed(NamedTuple):
+    """The valid states of B episodes in one list of N."""
+
+    where: tuple[Tensor, Tensor]  # episode and row of each, (N,) int64 both
+    position: Tensor  # (N,) int64 position in `tokens` of the last token of each state's text
+
+
+def pack(episodes: Episodes) -> Packed:
+    """List the states that have candidates; row t's text ends at prompt_length + t − 1."""
+    episode, row = episodes.states.nonzero(as_tuple=True)
+    return Packed((episode, row), episodes.prompt_length[episode] + row - 1)
+
+
+def on_candidates(logits: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """log π_S^A (N, K), PAD_LOGP off the candidates, and its normaliser (N,), the log-sum-exp of their logits."""
+    candidate = logits.gather(1, ids)
+    some = mask | ~mask.any(-1, keepdim=True)  # a finished row has no candidates and no use for its answer
+    inside = objectives.soft_value(candidate, some)
+    return torch.where(mask, candidate - inside[:, None], PAD_LOGP), inside
+
+
+def unpack_scores(episodes: Episodes, packed: Packed, logits: Tensor, value: Tensor, full: bool) -> Scores:
+    """Scores (B, T+1, ...) from the logits (N, V) and values (N,) of the packed states."""
+    where = packed.where
+    policy, inside = on_candidates(logits, episodes.ids[where], episodes.mask[where])  # (N, K), (N,)
+    everything = logits.logsumexp(-1)  # (N,)
+    taken = torch.nn.functional.pad(episodes.taken, (0, 1))[where]  # (N,)
+    logp_taken = spread(episodes, packed, logits.gather(1, taken[:, None])[:, 0] - everything)[:, :-1]
+    return Scores(
+        log_policy=spread(episodes, packed, policy, PAD_LOGP),
+        value=spread(episodes, packed, value),
+        log_inside=spread(episodes, packed, (inside - everything).clamp(max=0)),
+        logp_taken=torch.where(episodes.steps, logp_taken, 0),
+        logp=spread(episodes, packed, logits - everything[:, None]) if full else None,
+    )
+
+
+def spread(episodes: Episodes, packed: Packed, values: Tensor, fill: float = 0.0) -> Tensor:
+    """(N, ...) back to (B, T+1, ...)."""
+    wide = values.new_full((*episodes.states.shape, *values.shape[1:]), fill)
+    return wide.index_put(packed.where, values)
+
+
+class Student(nn.Module):
+    """A causal LM with a value head: V_p(s) = v(s), Q(s, a) = v(s) + α log π_S^A(a|s) (equation 6)."""
+
+    def __init__(self, model: Any, tokenizer: Any = None) -> None:
+        super().__init__()
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise InputError(f"{type(model).__name__} is an encoder-decoder; a student must be a causal LM")
+        self.model = model.float().eval()
+        self.tokenizer = tokenizer
+        width = model.get_output_embeddings().weight.shape[1]
+        self.value_head = nn.Linear(width, 1).to(model.device)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the softmax, padded embedding rows included."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode: without dropout, as the module says."""
+        return super().train(False)
+
+    def _forward(self, tokens: Tensor, row: Tensor, position: Tensor, head: bool = True) -> tuple[Tensor, Tensor]:
+        """Logits (N, V) and values (N,) after tokens[row, :position + 1]; one trunk pass, the head on these N only.
+
+        The model's own head runs inside the model, so whatever it does to its logits (scaling, soft caps) is kept; it
+        is handed the N packed states instead of every position. Without `head` it is handed a single one.
+        """
+        hidden: list[Tensor] = []
+
+        def keep_states(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            hidden.append(inputs[0][row, position])  # (N, D)
+            return (hidden[0][None] if head else hidden[0][None, :1],)
+
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(keep_states)
+        try:
+            longest = int(position.max()) + 1
+            logits = self.model(input_ids=tokens[:, :longest], use_cache=False).logits[0]  # (N, V)
+        finally:
+            hook.remove()
+        return logits, self.value_head(hidden[0])[:, 0]
+
+    def scores(self, episodes: Episodes, full: bool = False) -> Scores:
+        """Score every state of these episodes; `full` adds the log-softmax over the whole vocabulary."""
+        packed = pack(episodes)
+        logits, value = self._forward(episodes.tokens, packed.where[0], packed.position)
+        return unpack_scores(episodes, packed, logits, value, full)
+
+    def values(self, episodes: Episodes) -> Tensor:
+        """v(s) of every state, the vocabulary head left out.  # (B, T+1)"""
+        packed = pack(episodes)
+        _, value = self._forward(episodes.tokens, packed.where[0], packed.position, head=False)
+        return spread(episodes, packed, value)
+
+    @torch.no_grad()
+    def log_policy(self, context: Tensor, length: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """log π_S^A after context[n, :length[n]]; PAD_LOGP off the candidates.  # (N, L), (N,), (N, K) x2 -> (N, K)"""
+        rows = torch.arange(len(context), device=context.device)
+        logits, _ = self._forward(context, rows, length - 1)
+        return on_candidates(logits, ids, mask)[0]
+
+    def copy(self) -> Self:
+        """A frozen copy, as a target network; the tokenizer is shared."""
+        twin = copy.deepcopy(self, {id(self.tokenizer): self.tokenizer})
+        return twin.requires_grad_(False)
+
+    def save(self, directory: str | Path, card: Mapping[str, object] | None = None) -> None:
+        """Write an ordinary Hugging Face directory (model, tokenizer, model card), the value head beside it."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(directory)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(directory)
+        head = {name: value.detach().cpu().contiguous() for name, value in self.value_head.state_dict().items()}
+        save_file(head, directory / VALUE_HEAD)
+        (directory / "README.md").write_text(model_card(self, card or {}), encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Self:
+        """Read any causal-LM directory; a missing value head starts at 0."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        directory = Path(directory)
+        if not (directory / "config.json").is_file():
+            raise InputError(f"no student in {directory}: it holds no config.json")
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        named = (directory / "tokenizer_config.json").is_file()
+        student = cls(model, AutoTokenizer.from_pretrained(directory) if named else None)
+        if (directory / VALUE_HEAD).is_file():
+            student.value_head.load_state_dict(load_file(directory / VALUE_HEAD))
+        return student
+
+
+SIZES = {"tiny": (64, 2, 4), "small": (128, 3, 4), "medium": (192, 4, 6), "base": (256, 6, 8), "large": (512, 8, 8)}
+"""Name -> width, layers and attention heads of a Llama on the teacher's tokenizer."""
+
+
+def build_student(spec: str | Path, *, tokenizer: Any, vocab_size: int, seed: int = 0) -> Student:
+    """A student from a directory, a hub id, or a size name (random weights from `seed`, on the teacher's tokenizer).
+
+    Args:
+        tokenizer:  the teacher's; None where texts are token ids.
+        vocab_size: width of the teacher's softmax.
+    Raises: InputError: no such student, an encoder-decoder, or a tokenizer that is not the teacher's.
+    """
+    if isinstance(spec, str) and spec in SIZES:
+        return Student(_random_llama(SIZES[spec], tokenizer, vocab_size, seed), tokenizer)
+    if Path(spec).is_dir():
+        student = Student.load(spec)
+    elif isinstance(spec, str) and "/" in spec and not spec.startswith((".", "/", "~")):
+        student = _from_hub(spec)
+    else:
+        near = difflib.get_close_matches(str(spec), SIZES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"no student {str(spec)!r}: not a directory, a hub id or one of {', '.join(SIZES)}{hint}")
+    if tokenizer is not None and student.tokenizer is not None:
+        check_tokenizers(tokenizer, student.tokenizer)
+    needed = len(tokenizer) if tokenizer is not None else vocab_size
+    if student.vocab_size < needed:
+        raise InputError(
+            f"student {spec} has {student.vocab_size} output rows for {needed} tokens; take one of the same family"
+        )
+    student.tokenizer = student.tokenizer or tokenizer
+    return student
+
+
+def _random_llama(size: tuple[int, int, int], tokenizer: Any, vocab_size: int, seed: int) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    width, layers, heads = size
+    special = {name: getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        intermediate_size=8 * width // 3 // 8 * 8,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        **special,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def _from_hub(spec: str) -> Student:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(spec, dtype=torch.float32)
+        return Student(model, AutoTokenizer.from_pretrained(spec))
+    except (OSError, ValueError) as error:
+        raise InputError(f"student {spec!r} is neither a directory nor a causal LM on the hub: {error}") from error
+
+
+def check_tokenizers(teacher: Any, student: Any) -> None:
+    """Raise one InputError naming the first token that differs; rows without a token are not a mismatch."""
+    ours, theirs = ({number: token for token, number in own.get_vocab().items()} for own in (teacher, student))
+    for number in sorted(ours.keys() | theirs.keys()):
+        if ours.get(number) != theirs.get(number):
+            raise InputError(
+                f"teacher and student have different tokenizers: token {number} is {ours.get(number)!r} to the teacher "
+                f"and {theirs.get(number)!r} to the student; take a student of the teacher's family or a size name"
+            )
+
+
+def model_card(student: Student, figures: Mapping[str, object]) -> str:
+    """The README.md of a saved student: what it is, how to load it, and the figures of the run that made it."""
+    own = {"parameters": sum(value.numel() for value in student.model.parameters()), "vocabulary": student.vocab_size}
+    lines = [f"| {name} | {_shown(value)} |" for name, value in {**own, **figures}.items()]
+    return "\n".join(
+        [
+            "---",
+            "library_name: transformers",
+            "pipeline_tag: text-generation",
+            "tags: [tdistill, distillation]",
+            "---",
+            "# A distilled student",
+            "",
+            "A plain causal LM, distilled from a teacher; `AutoModelForCausalLM.from_pretrained` loads it.",
+            f"`{VALUE_HEAD}` holds the value head of its training and is not needed to generate.",
+            "",
+            "| | |",
+            "|---|---|",
+            *lines,
+            "",
+        ]
+    )
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
