@@ -34,6 +34,8 @@ class EmbeddedConfig:
     student: WarmStartConfig = field(default_factory=WarmStartConfig)
     measured: int = 400
     """Held-out messages that the figures of the model cards are taken on."""
+    json: Path | None = None
+    """Write the figures to this file too."""
 
 
 def run(config: EmbeddedConfig) -> dict[str, float]:

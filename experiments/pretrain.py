@@ -51,7 +51,7 @@ class TeacherConfig:
     layers: int = 4
     heads: int = 4
     intermediate: int = 640
-    threads: int = 1
+    threads: int = 2
     """CPU threads; the same number gives the same weights."""
     checkpoint_seconds: float = 120.0
     """Time between checkpoints."""

@@ -23,19 +23,21 @@ Pair = tuple[list[int], list[int]]
 class WarmStartConfig:
     """The clone's size and how it is trained. The defaults are those of the embedded warm start."""
 
-    samples: int = 6144
+    samples: int = 1024
     """Teacher replies to train on, one a prompt, drawn from its full softmax."""
     validation_samples: int = 512
     batch_size: int = 32
     learning_rate: float = 3e-3
-    """Halved whenever an epoch does not improve the validation loss; training ends at a sixteenth."""
+    """Halved when the validation loss has not improved for more than `patience` epochs; ends at a sixteenth."""
+    patience: int = 2
+    weight_decay: float = 0.05
     max_epochs: int = 60
     seed: int = 1
-    width: int = 96
+    width: int = 64
     layers: int = 2
     heads: int = 4
-    intermediate: int = 256
-    threads: int = 1
+    intermediate: int = 160
+    threads: int = 2
 
 
 def sample_pairs(model: Any, tokenizer: Any, split: str, count: int, seed: int, max_new_tokens: int) -> list[Pair]:
@@ -64,8 +66,8 @@ def clone(config: WarmStartConfig, teacher: Any, tokenizer: Any) -> tuple[Any, d
         seed=config.seed,
     )
     student = build_model(shape, tokenizer)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98))
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=config.patience)
     generator = torch.Generator().manual_seed(config.seed)
     best, best_state, figures = float("inf"), student.state_dict(), {}
     with tqdm(total=config.max_epochs, desc="warm start", unit="epoch") as bar:
@@ -88,7 +90,7 @@ def _epoch(student: Any, optimizer: Any, pairs: list[Pair], size: int, generator
     order = torch.randperm(len(pairs), generator=generator).tolist()
     student.train()
     total = 0.0
-    batches = [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
     for batch in batches:
         loss = reply_loss(student, *pack([pairs[index] for index in batch], pad))
         optimizer.zero_grad()

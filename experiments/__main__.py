@@ -1,0 +1,187 @@
+"""The command: `tdistill COMMAND …`, or `python -m experiments COMMAND …`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+COMMANDS = {
+    "compare": "distil the teacher with several agents and seeds, and compare what they reach (the main job)",
+    "distill": "distil the teacher with one agent and one seed",
+    "evaluate": "measure a student or teacher directory on held-out prompts",
+    "generate": "talk to a student side by side with the teacher",
+    "teacher": "train the embedded teacher and its warm-start student",
+}
+USAGE = "\n".join(
+    [
+        "usage: tdistill COMMAND [--help] [settings]",
+        "",
+        "Distil a language model as reinforcement learning on the teacher's top-p token MDP.",
+        "",
+        *(f"  {name:10} {about}" for name, about in COMMANDS.items()),
+        "",
+        "exit codes: 0 done, 1 failed or stopped, 2 bad input",
+    ]
+)
+ROOMS = ("envs", "agents", "experiments")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # loading a small model is no long work
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if words else 2
+    if shadow := shadowed():
+        return _say(shadow, 2)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that my_agent:Class is found and nothing of ours is replaced
+    if words[0] not in COMMANDS:
+        near = difflib.get_close_matches(words[0], COMMANDS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return _say(f"unknown command {words[0]!r}{hint} (known: {', '.join(COMMANDS)})", 2)
+    return _guarded(words[0], words[1:])
+
+
+def shadowed() -> str:
+    """What stands in the way of this project's packages; empty if nothing does."""
+    root = Path(__file__).resolve().parents[1]
+    for room in ROOMS:
+        spec = importlib.util.find_spec(room)
+        found = Path(spec.origin).resolve() if spec and spec.origin else None
+        if found is None or found.parents[1] != root:
+            where = found or (list(spec.submodule_search_locations or []) if spec else "nowhere")
+            return f"package {room!r} is taken by {where}; run from another folder, or rename or uninstall that one"
+    return ""
+
+
+def _guarded(command: str, words: list[str]) -> int:
+    from agents.errors import DivergedError
+    from agents.errors import InputError as AgentInputError
+    from envs.errors import InputError
+    from experiments.compare import FailedCells
+
+    try:
+        COMMAND_OF[command](words)
+    except (InputError, AgentInputError) as error:
+        return _say(str(error), 2)
+    except (DivergedError, FailedCells) as error:
+        return _say(str(error), 1)
+    except KeyboardInterrupt:
+        return _say("stopped; the same command goes on where it stopped", 1)
+    return 0
+
+
+def _say(message: str, code: int) -> int:
+    print(f"tdistill: {message}", file=sys.stderr)
+    return code
+
+
+def _parse(kind: type[Any], command: str, words: list[str]) -> Any:
+    """The settings of a command: its defaults, then a preset or a YAML file, then the command line."""
+    import tyro
+
+    from experiments.config import PRESETS, from_mapping, read_yaml
+
+    words, values = list(words), dict[str, Any]()
+    note = ""
+    if command in ("compare", "distill"):
+        known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+        note = f" --preset NAME ({known}) or --config FILE.yaml sets the defaults; settings given here win."
+        for flag, place in (("--preset", PRESETS), ("--config", None)):
+            if (name := _take(flag, words)) is not None:
+                path = Path(name) if place is None else place / f"{name}.yaml"
+                values |= read_yaml(path)
+    default = {"default": from_mapping(kind, values, "the settings file")} if values else {}
+    about = (kind.__doc__ or "").strip() + note
+    return tyro.cli(kind, prog=f"tdistill {command}", description=about, args=words, **default)
+
+
+def _take(flag: str, words: list[str]) -> str | None:
+    """Remove `flag VALUE` or `flag=VALUE` from the words."""
+    from envs.errors import InputError
+
+    for place, word in enumerate(words):
+        if word.startswith(f"{flag}="):
+            return words.pop(place).partition("=")[2]
+        if word == flag:
+            if place + 1 == len(words):
+                raise InputError(f"{flag} needs a value")
+            words.pop(place)
+            return words.pop(place)
+    return None
+
+
+def _write_json(path: Path | None, figures: dict[str, Any]) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def _named(figures: dict[str, float]) -> dict[str, Any]:
+    return {"figures": [{"name": name, "value": value} for name, value in figures.items()]}
+
+
+def _print_figures(figures: dict[str, float]) -> None:
+    width = max(map(len, figures))
+    for name, value in figures.items():
+        print(f"{name:{width}}  {f'{value:,.0f}' if value >= 1000 else f'{value:.4g}'}")
+
+
+def _runs(kind_name: str, command: str) -> Callable[[list[str]], None]:
+    def run(words: list[str]) -> None:
+        from experiments import compare, config, report
+
+        settings = _parse(getattr(config, kind_name), command, words)
+        rows = getattr(compare, command)(settings)
+        print(report.table(rows))
+        print(f"\nmeans over seeds ± half of a 95 % interval; students, figures and results.csv: {settings.out}")
+        print(compare.tensorboard_line(settings.out))
+        _write_json(settings.json, report.figures_json(rows))
+
+    return run
+
+
+def _evaluate(words: list[str]) -> None:
+    from experiments import evaluate
+    from experiments.config import EvaluateConfig
+
+    settings = _parse(EvaluateConfig, "evaluate", words)
+    figures = evaluate.run(settings)
+    _print_figures(figures)
+    _write_json(settings.json, _named(figures))
+
+
+def _generate(words: list[str]) -> None:
+    from experiments import generate
+    from experiments.config import GenerateConfig
+
+    generate.run(_parse(GenerateConfig, "generate", words))
+
+
+def _teacher(words: list[str]) -> None:
+    from experiments import embedded
+
+    settings = _parse(embedded.EmbeddedConfig, "teacher", words)
+    figures = embedded.run(settings)
+    _print_figures(figures)
+    _write_json(settings.json, _named(figures))
+
+
+COMMAND_OF: dict[str, Callable[[list[str]], None]] = {
+    "compare": _runs("CompareConfig", "compare"),
+    "distill": _runs("DistillConfig", "distill"),
+    "evaluate": _evaluate,
+    "generate": _generate,
+    "teacher": _teacher,
+}
+
+if __name__ == "__main__":
+    raise SystemExit(main())

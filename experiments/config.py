@@ -1,0 +1,218 @@
+"""What a run is told: frozen dataclasses that are the command line and the YAML files alike."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from envs.errors import InputError
+
+PRESETS = Path(__file__).parent / "presets"
+WARM_START_NAME = "warm-start"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What every training run shares."""
+
+    teacher: str = "embedded"
+    """"embedded", "table:NAME", a directory, or a hub id."""
+    student: str = WARM_START_NAME
+    """Where students start: "warm-start", a directory, a hub id, or a size name (tiny, small, …)."""
+    prompts: Path | None = None
+    """A .jsonl or text file, split 80/10/10 by hash; none: the embedded corpus."""
+    skip_bad: bool = False
+    """Leave broken lines of the prompts file out instead of refusing it."""
+    chat_template: bool = False
+    """Wrap each prompt as a user's turn of the tokenizer's chat template."""
+    max_candidates: int = 64
+    """Most candidates of a state."""
+    max_prompt_tokens: int | None = None
+    """Refuse longer prompts; none: the longest prompt sets it."""
+    max_new_tokens: int = 64
+    """Token budget of a reply; it truncates."""
+    reward: str = "logprob"
+    """logprob, topp_logprob, induced_hard or induced_soft."""
+    gamma: float = 1.0
+    """Discount of the agents that look ahead, and of the rewards that need it."""
+    episodes: int = 1024
+    """Teacher episodes that all agents of a seed share, drawn from its full softmax."""
+    updates: int = 300
+    """Updates of each agent."""
+    batch_size: int = 16
+    """Episodes an update."""
+    agent_config: tuple[str, ...] = ()
+    """Settings of single agents, as in soft_q.lr=3e-4."""
+    eval_prompts: int = 128
+    """Held-out prompts of every measure."""
+    eval_every: int = 100
+    """Updates between two measures on the validation split."""
+    checkpoint_seconds: float = 20.0
+    """Time between two checkpoints of a training run."""
+    threads: int | None = None
+    """CPU threads of a process; none: the cores divided by the jobs."""
+    out: Path = Path("runs/run")
+    """Folder of the run; the same command goes on where it stopped and recomputes nothing."""
+    json: Path | None = None
+    """Write the figures to this file too."""
+
+
+@dataclass(frozen=True)
+class DistillConfig(RunConfig):
+    """Distil the teacher with one agent and one seed."""
+
+    agent: str = "soft_q"
+    """bc, bc_filtered, kd, q_learning, soft_q, bellman_distill, or module:Class."""
+    seed: int = 0
+    top_p: float = 0.9
+    """Mass of the candidate sets, in (0, 1]."""
+    out: Path = Path("runs/distill")
+
+
+@dataclass(frozen=True)
+class CompareConfig(RunConfig):
+    """Distil the teacher with several agents and seeds on equal terms, and compare what they reach."""
+
+    agents: tuple[str, ...] = ("bc", "kd", "q_learning", "soft_q", "bellman_distill")
+    """Agents by name, or as module:Class."""
+    seeds: int = 2
+    """How many seeds, from 0 on; seed k has its own teacher episodes."""
+    top_p: tuple[float, ...] = (0.9,)
+    """One or several masses of the candidate sets, each in (0, 1]."""
+    jobs: int = 1
+    """Worker processes."""
+    out: Path = Path("runs/compare")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure a student (or a teacher) directory on held-out prompts."""
+
+    student: str
+    """A directory or a hub id."""
+    teacher: str = "embedded"
+    prompts: Path | None = None
+    """A .jsonl or text file; none: the embedded corpus."""
+    prompt_split: str | None = None
+    """validation or test, as `compare` splits the file; none: the whole file, or the embedded test split."""
+    skip_bad: bool = False
+    chat_template: bool = False
+    top_p: float = 0.9
+    """Mass of the candidate sets that the leak is measured on."""
+    max_candidates: int = 64
+    max_new_tokens: int = 64
+    eval_prompts: int = 256
+    """Use at most that many prompts."""
+    json: Path | None = None
+    """Write the figures to this file too."""
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Talk to a student side by side with the teacher."""
+
+    student: str
+    """A directory or a hub id."""
+    teacher: str = "embedded"
+    prompt: tuple[str, ...] = ()
+    """Answer these and stop; none: read prompts from the terminal."""
+    chat_template: bool = False
+    temperature: float = 0.0
+    """0 takes the most probable token."""
+    max_new_tokens: int = 96
+    seed: int = 0
+
+
+C = TypeVar("C")
+
+
+def from_mapping(kind: type[C], values: Mapping[str, Any], source: str) -> C:
+    """A config from YAML's plain values; lists become tuples, strings paths where the field wants them.
+
+    Raises: InputError: a key that the config does not have, or a value of another type.
+    """
+    hints = typing.get_type_hints(kind)
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    converted = {}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"{source}: {kind.__name__} has no setting {key!r}{hint}")
+        converted[key] = _converted(hints[key], value, f"{source}: {key}")
+    return kind(**converted)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises: InputError: no such file, or no mapping in it.
+    """
+    if not path.is_file():
+        known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
+        raise InputError(f"settings file {str(path)!r} does not exist (presets: {known})")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold a mapping of settings, not {type(values).__name__}")
+    return values
+
+
+def dump(config: Any) -> str:
+    """A config as YAML; `from_mapping` reads it back to an equal one."""
+    return yaml.safe_dump({key: _plain(value) for key, value in asdict(config).items()}, sort_keys=False)
+
+
+def agent_settings(config: RunConfig, agent: str) -> dict[str, Any]:
+    """What `agent_config` says about one agent.
+
+    Raises: InputError: an item that is not agent.setting=value.
+    """
+    found = {}
+    for item in config.agent_config:
+        place, equals, value = item.partition("=")
+        name, dot, setting = place.rpartition(".")
+        if not (equals and dot and name and setting):
+            raise InputError(f"agent setting {item!r} is not of the form agent.setting=value, as soft_q.lr=3e-4")
+        if name == agent:
+            found[setting] = _number(value)
+    return found
+
+
+def _number(text: str) -> Any:
+    """A YAML scalar; numbers like 3e-4, which YAML takes for text, are numbers here."""
+    try:
+        return float(text) if not text.lstrip("-").isdecimal() else int(text)
+    except ValueError:
+        return yaml.safe_load(text)
+
+
+def _converted(hint: Any, value: Any, who: str) -> Any:
+    origin, choices = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_converted(choices[0], item, who) for item in items)
+    kinds = choices or (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    if Path in kinds and isinstance(value, (str, Path)):
+        return Path(value)
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise InputError(f"{who} is {value!r}; it must be {' or '.join(kind.__name__ for kind in kinds)}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

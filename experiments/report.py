@@ -1,0 +1,188 @@
+"""Tables and figures of a comparison."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.metrics import mean_and_interval
+from experiments.workspace import write
+
+if TYPE_CHECKING:
+    from experiments.workspace import Workspace
+
+COLUMNS = {
+    "forward_kl": "KL(T‖S)",
+    "reverse_kl": "KL(S‖T)",
+    "agreement": "top-1",
+    "leak": "leak",
+    "task_score": "task",
+    "critical_pass": "critical",
+    "computed_score": "totals",
+    "rare_recall": "rare",
+    "rouge_l": "Rouge-L",
+    "rouge_l_teacher": "Rouge-L(T)",
+    "length": "length",
+    "entropy": "entropy",
+    "parameters": "parameters",
+    "speed_up": "speed",
+}
+"""Measure -> heading, in the order of the table; a measure that no row has is left out."""
+DRAWN = {"forward_kl": "forward KL to the teacher, nats/token", "task_score": "task score, greedy", "leak": "leak"}
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#000000")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one cell gave, or the teacher itself."""
+
+    agent: str
+    seed: int
+    top_p: float
+    updates: int
+    costs: dict[str, float]  # seconds of training, tokens seen, teacher_tokens drawn or scored
+    measures: dict[str, float]  # on the test prompts
+    curve: list[dict[str, float]]  # on the validation prompts, by updates
+
+
+def write_report(space: Workspace, rows: Sequence[Row]) -> None:
+    """`results.csv`, `results.md` and the figures, whole or not at all."""
+    write(space.out / "results.csv", results_csv(rows))
+    write(space.out / "results.md", table(rows, markdown=True) + "\n")
+    (space.out / "figures").mkdir(exist_ok=True)
+    draw_curves(rows, space.out / "figures" / "learning_curves.png")
+    draw_masses(rows, space.out / "figures" / "quality_by_top_p.png")
+
+
+def results_csv(rows: Sequence[Row]) -> str:
+    """One line per agent, seed and top_p; an empty field where a measure does not apply."""
+    flat = [
+        {"agent": r.agent, "seed": r.seed, "top_p": r.top_p, "updates": r.updates, **r.costs, **r.measures}
+        for r in rows
+    ]
+    names = list(dict.fromkeys(name for record in flat for name in record))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def groups(rows: Sequence[Row]) -> dict[tuple[str, float], list[Row]]:
+    """Rows of one agent and top_p, over its seeds, in the order they came."""
+    found: dict[tuple[str, float], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row.agent, row.top_p), []).append(row)
+    return found
+
+
+def table(rows: Sequence[Row], *, markdown: bool = False) -> str:
+    """Means over seeds with the half-width of their 95 % interval (Student's t), a line per agent and top_p."""
+    present = [name for name in COLUMNS if any(name in row.measures for row in rows)]
+    lines = [["agent", "top_p", "seeds", *(COLUMNS[name] for name in present)]]
+    for (agent, top_p), own in groups(rows).items():
+        values = [[row.measures[name] for row in own if name in row.measures] for name in present]
+        shown = [_cell(name, found) for name, found in zip(present, values, strict=True)]
+        lines.append([agent, f"{top_p:g}", str(len(own)), *shown])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    padded = [
+        [
+            text.ljust(width) if not column else text.rjust(width)
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in lines
+    ]
+    if markdown:
+        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+        return "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], rule, *padded[1:]])
+    return "\n".join("  ".join(line).rstrip() for line in padded)
+
+
+def _cell(name: str, values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    mean, half = mean_and_interval(values)
+    if name == "parameters":
+        return f"{mean:,.0f}"
+    if name == "speed_up":
+        return f"{mean:.1f}x"
+    digits = 1 if name == "length" else 3
+    return f"{mean:.{digits}f}" if math.isnan(half) or half == 0 else f"{mean:.{digits}f}±{half:.{digits}f}"
+
+
+def figures_json(rows: Sequence[Row]) -> dict[str, Any]:
+    """Every measure of every row, as commands with `--json` write it."""
+    return {
+        "figures": [
+            {"name": name, "value": value, "agent": row.agent, "seed": row.seed, "top_p": row.top_p}
+            for row in rows
+            for name, value in {**row.measures, **row.costs}.items()
+        ]
+    }
+
+
+def draw_curves(rows: Sequence[Row], path: Path) -> None:
+    """Validation measures against updates: the mean over seeds, and the range between the seeds."""
+    own = {key: found for key, found in groups(rows).items() if found[0].curve}
+    names = [name for name in DRAWN if any(name in row.curve[0] for found in own.values() for row in found)]
+    figure, axes = _panels(len(names))
+    for place, name in zip(axes, names, strict=True):
+        for number, ((agent, top_p), found) in enumerate(own.items()):
+            updates = [point["updates"] for point in found[0].curve]
+            values = [[row.curve[index][name] for row in found] for index in range(len(updates))]
+            label = f"{agent}, p = {top_p:g}"
+            colour = COLOURS[number % len(COLOURS)]
+            place.plot(updates, [sum(v) / len(v) for v in values], color=colour, label=label, marker=".", linewidth=1.4)
+            place.fill_between(updates, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15)
+        place.set(xlabel="updates", title=DRAWN[name])
+    _finish(figure, axes, path)
+
+
+def draw_masses(rows: Sequence[Row], path: Path) -> None:
+    """Test measures against top_p: the mean over seeds with its 95 % interval, the teacher and the start too."""
+    names = [name for name in DRAWN if any(name in row.measures for row in rows)]
+    by_agent: dict[str, dict[float, list[Row]]] = {}
+    for (agent, top_p), found in groups(rows).items():
+        by_agent.setdefault(agent, {})[top_p] = found
+    figure, axes = _panels(len(names))
+    for place, name in zip(axes, names, strict=True):
+        for number, (agent, at) in enumerate(by_agent.items()):
+            points = [(p, *mean_and_interval([row.measures[name] for row in own])) for p, own in sorted(at.items())]
+            masses, means, halves = zip(*points, strict=True)
+            # Arms at one and the same top_p would hide each other.
+            shifted = [p + 0.004 * (number - len(by_agent) / 2) for p in masses]
+            errors = [0.0 if math.isnan(half) else half for half in halves]
+            style = {
+                "color": COLOURS[number % len(COLOURS)],
+                "marker": "o",
+                "markersize": 4,
+                "capsize": 2,
+                "linewidth": 1.4,
+            }
+            place.errorbar(shifted, means, errors, label=agent, **style)
+        place.set(xlabel="top_p", title=DRAWN[name], xticks=sorted({row.top_p for row in rows}))
+    _finish(figure, axes, path)
+
+
+def _panels(count: int) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * max(1, count), 3.6), layout="constrained")
+    return figure, figure.subplots(1, max(1, count), squeeze=False)[0][: max(1, count)]
+
+
+def _finish(figure: Any, axes: Any, path: Path) -> None:
+    for place in axes:
+        place.grid(alpha=0.25)
+        place.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), fontsize=8, frameon=False)
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, dpi=150, format="png")
+    partial.replace(path)

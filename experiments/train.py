@@ -1,0 +1,209 @@
+"""One agent, one seed, one top_p: learn from the shared episodes, log, checkpoint, measure once on the test prompts.
+
+A cell that was stopped goes on from its last checkpoint to the weights it would have had; a finished one is read back.
+No checkpoint is selected: the last weights are the ones measured, for every arm.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents import agent_class
+from agents.base import Agent
+from agents.replay import Replay
+from agents.student import Student
+from envs.errors import InputError
+from experiments.collect import attach
+from experiments.config import RunConfig, agent_settings
+from experiments.evaluate import measure, remember_training_prompts
+from experiments.workspace import Cell, Workspace, full_disk_is_said, write
+
+START = "start"
+"""Pseudo-agent of the row that measures where every arm begins."""
+RESULT = "result.json"
+LOG_EVERY = 10  # updates between two points in TensorBoard
+Report = Callable[[str, int], None]  # (what is going on, updates done since the last call)
+
+
+def run_cell(space: Workspace, cell: Cell, report: Report = lambda text, updates: None) -> dict[str, Any]:
+    """Train, measure and save one cell, or read back what it gave.
+
+    Returns: `agent`, `seed`, `top_p`, `updates`, costs, `settings`, the test `measures` and the validation `curve`.
+    Raises: InputError: the cell was run with other settings of its agent, or the disk is full. DivergedError: see
+        `Agent.update`.
+    """
+    with full_disk_is_said(space.out):
+        return _run_cell(space, cell, report)
+
+
+def _run_cell(space: Workspace, cell: Cell, report: Report) -> dict[str, Any]:
+    folder = space.out / "cells" / cell.name
+    settings = agent_settings(space.config, cell.agent)
+    if (finished := read_result(space, cell)) is not None:
+        if finished["settings"] != settings:
+            raise InputError(
+                f"{folder} was run with agent settings {finished['settings']}, now they are {settings}; give another "
+                "--out, or remove that folder"
+            )
+        report("", finished["updates"])
+        return finished
+    if cell.agent == START:
+        student, training = space.student(cell.seed), {"updates": 0, "curve": []}
+    else:
+        trainer = Trainer(space, cell, settings, folder)
+        training = trainer.run(report)
+        student = trainer.student
+    report("measuring on the test prompts", 0)
+    measures = measure(student.model, space.exam("test"), space.teacher, space.rule(cell.top_p))
+    result = {
+        "agent": cell.agent,
+        "seed": cell.seed,
+        "top_p": cell.top_p,
+        "settings": settings,
+        "threads": torch.get_num_threads(),
+        **training,
+        "measures": measures,
+    }
+    if cell.agent != START:
+        _save_student(space, cell, student, result)
+    write(folder / RESULT, json.dumps(result, indent=1))
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return result
+
+
+def read_result(space: Workspace, cell: Cell) -> dict[str, Any] | None:
+    """What a finished cell gave; None if it is not finished."""
+    path = space.out / "cells" / cell.name / RESULT
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def build_agent(config: RunConfig, cell: Cell, student: Student, settings: dict[str, Any]) -> Agent[Any]:
+    """The cell's agent; the run's γ, reward and batch size hold unless the agent's own settings say otherwise.
+
+    Raises: InputError: an unknown agent or setting, an agent that learns from no teacher episodes, or a γ of its own.
+    """
+    kind = agent_class(cell.agent)
+    if kind.data == "student":
+        raise InputError(f"{cell.agent} learns from the student's own walk only; this run gives teacher episodes")
+    shared = {"gamma": config.gamma, "reward": config.reward, "batch_size": config.batch_size}
+    if clash := sorted(shared.keys() & settings.keys()):
+        raise InputError(f"{cell.agent}.{clash[0]} is the same for every agent of a run; set --{clash[0]}")
+    known = {field.name for field in fields(kind.Config)}
+    options = {key: value for key, value in shared.items() if key in known} | settings
+    return kind(student, kind.make_config(**options), seed=cell.seed, total_updates=config.updates)
+
+
+class Trainer:
+    """The loop of one cell, and its state on disk."""
+
+    def __init__(self, space: Workspace, cell: Cell, settings: dict[str, Any], folder: Path) -> None:
+        self.space, self.cell, self.folder = space, cell, folder
+        self.student = space.student(cell.seed)
+        episodes = space.episodes(cell.seed, cell.top_p)
+        kind = agent_class(cell.agent)
+        if "min_mass" in {field.name for field in fields(kind.Config)} and "min_mass" not in settings:
+            smallest = float(episodes.log_mass[episodes.states].min().exp())
+            settings = {**settings, "min_mass": min(cell.top_p, smallest)}
+        self.agent = build_agent(space.config, cell, self.student, settings)
+        self.replay = Replay(len(episodes), seed=cell.seed)  # the same order for every agent of a seed
+        self.replay.add(episodes)
+        self.drawn = int(episodes.length.sum())
+        self.record: dict[str, Any] = {"seconds": 0.0, "tokens": 0, "teacher_tokens": self.drawn, "curve": []}
+        self._restore()
+
+    def run(self, report: Report) -> dict[str, Any]:
+        """Learn until the last update; the record of costs and of the validation curve."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        config, record = self.space.config, self.record
+        logs = self.space.out / "tensorboard" / self.cell.name
+        report("", self.agent.updates)
+        saved = time.monotonic()
+        with SummaryWriter(str(logs), purge_step=self.agent.updates) as writer:
+            if not record["curve"]:
+                self._validate(writer)
+            while self.agent.updates < config.updates:
+                begin = time.monotonic()
+                figures, tokens = self._update()
+                seconds = time.monotonic() - begin
+                record["seconds"] += seconds
+                updates = self.agent.updates
+                if updates % LOG_EVERY == 0 or updates == config.updates:
+                    for name, value in {**figures, "tokens_per_second": tokens / seconds}.items():
+                        writer.add_scalar(f"train/{name}", value, updates)
+                if updates % config.eval_every == 0 or updates == config.updates:
+                    report("measuring on the validation prompts", 0)
+                    self._validate(writer)
+                report(f"loss {figures['loss']:.3f}", 1)
+                if time.monotonic() - saved >= config.checkpoint_seconds:
+                    self._checkpoint()
+                    saved = time.monotonic()
+        self._checkpoint()
+        return {"updates": self.agent.updates, **record}
+
+    def _update(self) -> tuple[dict[str, float], int]:
+        batch = self.replay.sample(self.agent.config.batch_size)
+        tokens = int(batch.length.sum())
+        needs = self.agent.needs
+        figures = self.agent.update(attach(batch, self.space.teacher, needs))
+        self.record["tokens"] += tokens
+        if needs:
+            self.record["teacher_tokens"] += int((batch.prompt_length + batch.length).sum())
+        if "log_inside" in figures:
+            figures["leak"] = -math.expm1(figures.pop("log_inside"))
+        return figures, tokens
+
+    def _validate(self, writer: Any) -> None:
+        space = self.space
+        exam, rule = space.exam("validation"), space.rule(self.cell.top_p)
+        figures = measure(self.student.model, exam, space.teacher, rule, quick=True)
+        self.record["curve"].append({"updates": self.agent.updates, "seconds": self.record["seconds"], **figures})
+        for name, value in figures.items():
+            writer.add_scalar(f"validation/{name}", value, self.agent.updates)
+        writer.flush()
+
+    def _checkpoint(self) -> None:
+        """One folder an update, renamed when complete; older ones go."""
+        place = self.folder / "checkpoints" / f"{self.agent.updates:08d}"
+        if place.is_dir():
+            return
+        partial = place.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        self.agent.save(partial)
+        torch.save({"replay": self.replay.state_dict(), "record": self.record}, partial / "trainer.pt")
+        os.rename(partial, place)
+        for other in place.parent.iterdir():
+            if other != place:
+                shutil.rmtree(other, ignore_errors=True)
+
+    def _restore(self) -> None:
+        found = sorted(p for p in self.folder.glob("checkpoints/*") if p.suffix != ".partial")
+        if not found:
+            return
+        self.agent.load(found[-1])
+        state = torch.load(found[-1] / "trainer.pt", weights_only=True)
+        self.replay.load_state_dict(state["replay"])
+        self.record = state["record"]
+
+
+def _save_student(space: Workspace, cell: Cell, student: Student, result: dict[str, Any]) -> None:
+    directory = space.student_directory(cell)
+    keys = ("agent", "seed", "top_p", "updates", "seconds", "settings")
+    card = {
+        "teacher": space.config.teacher,
+        "start": space.config.student,
+        **{key: result[key] for key in keys},
+        **{f"test {name}": value for name, value in result["measures"].items() if name != "parameters"},
+    }
+    student.save(directory, card)
+    remember_training_prompts(directory, space.splits.train)

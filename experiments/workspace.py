@@ -1,0 +1,242 @@
+"""A run folder, and what all its cells share: teacher, prompts, teacher episodes, exams, where students start.
+
+config.yaml             the settings
+results.csv results.md  one row per agent, seed and top_p; the table
+figures/*.png           learning curves, quality against top_p
+tensorboard/            event files, a folder a cell
+students/               plain Hugging Face directories
+cells/                  results and checkpoints of single cells
+shared/                 teacher episodes and exams
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import yaml
+
+from agents.episodes import Episodes
+from agents.student import Student, build_student
+from envs.candidates import check_top_p
+from envs.errors import InputError
+from envs.prompts import Prompt, Splits, embedded_splits, load_prompts, split_prompts
+from envs.rewards import Sqil, make_reward
+from envs.teachers import WARM_START, Teacher, load_teacher
+from envs.vector_env import TopPTokenVectorEnv
+from experiments.collect import collect
+from experiments.config import WARM_START_NAME, RunConfig, dump, read_yaml
+from experiments.evaluate import Exam, Rule, set_exam
+
+CONFIG = "config.yaml"
+COLLECT_ROWS = 64
+FREE = {"checkpoint_seconds", "threads", "json", "out", "jobs", "agents", "seeds", "agent", "seed", "agent_config"}
+"""Settings that may change between two runs in one folder: which cells there are, and what each cell checks itself."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm of a comparison."""
+
+    agent: str
+    seed: int
+    top_p: float
+
+    @property
+    def name(self) -> str:
+        """Name of the cell's folders; `module:Class` becomes module.Class."""
+        return f"{self.agent.replace(':', '.')}-p{self.top_p:g}-seed{self.seed}"
+
+
+class Workspace:
+    """The run folder `config.out` and the shared parts of its run.
+
+    Args:
+        config: settings of the run; `top_p` may be one mass or several.
+    Raises: InputError: a setting out of range, or a folder that holds another run or something else.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config, self.out = config, Path(config.out)
+        given = getattr(config, "top_p", ())
+        self.masses: tuple[float, ...] = given if isinstance(given, tuple) else (given,)
+        _check(config, self.masses)
+
+    def open(self) -> None:
+        """Create the folder with its config.yaml, or see that it holds this very run."""
+        _check_folder(self.config, self.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        write(self.out / CONFIG, dump(self.config))
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        return load_teacher(self.config.teacher, chat_template=self.config.chat_template)
+
+    @cached_property
+    def splits(self) -> Splits:
+        """Train, validation and test prompts, disjoint.
+
+        Raises: InputError: a broken file, or a prompt that is too long for the teacher or for max_prompt_tokens.
+        """
+        config = self.config
+        if config.prompts is None:
+            splits = embedded_splits()
+        else:
+            splits = split_prompts(load_prompts(config.prompts, skip_bad=config.skip_bad))
+        splits = Splits(splits.train, splits.validation[: config.eval_prompts], splits.test[: config.eval_prompts])
+        return Splits(*(self._fitting(name, prompts) for name, prompts in zip(Splits._fields, splits, strict=True)))
+
+    def _fitting(self, split: str, prompts: list[Prompt]) -> list[Prompt]:
+        longest = min(self.config.max_prompt_tokens or self.teacher.context_limit, self.teacher.context_limit - 1)
+        kept = []
+        for prompt in prompts:
+            size = len(self.teacher.encode(prompt.text))
+            if size <= longest:
+                kept.append(prompt)
+            elif not self.config.skip_bad:
+                raise InputError(
+                    f"the prompt {prompt.text[:60]!r} has {size} tokens, the limit is {longest} (max_prompt_tokens, "
+                    f"and one less than the teacher's context of {self.teacher.context_limit}); shorten it, or leave "
+                    "such prompts out with --skip-bad"
+                )
+        if not kept:
+            raise InputError(f"no {split} prompt has at most {longest} tokens; shorten them or raise max_prompt_tokens")
+        return kept
+
+    def rule(self, top_p: float) -> Rule:
+        """How every arm with this top_p is decoded and measured."""
+        return Rule(top_p, self.config.max_candidates, self.config.max_new_tokens)
+
+    def student(self, seed: int) -> Student:
+        """A student as every arm of this seed begins.
+
+        Raises: InputError: no such student, or one with other tokens than the teacher's.
+        """
+        teacher, spec = self.teacher, self.config.student
+        if spec == WARM_START_NAME:
+            if self.config.teacher != "embedded":
+                raise InputError(
+                    f"student {WARM_START_NAME!r} is a clone of the embedded teacher, the teacher here is "
+                    f"{self.config.teacher!r}; give --student tiny, or a directory of the teacher's family"
+                )
+            spec = str(WARM_START)
+        tokenizer = getattr(teacher, "tokenizer", None)
+        return build_student(spec, tokenizer=tokenizer, vocab_size=teacher.vocab_size, seed=seed)
+
+    def student_directory(self, cell: Cell) -> Path:
+        """Where a cell's student is saved; with several top_p its name says which."""
+        short = f"{cell.agent.replace(':', '.')}-seed{cell.seed}"
+        return self.out / "students" / (short if len(self.masses) == 1 else cell.name)
+
+    def episodes(self, seed: int, top_p: float) -> Episodes:
+        """The teacher episodes that every arm of a seed learns from, drawn once for all."""
+        path = self.out / "shared" / f"episodes-p{top_p:g}-seed{seed}.safetensors"
+        with self._once(path) as missing:
+            if missing:
+                config = self.config
+                env = TopPTokenVectorEnv(
+                    min(COLLECT_ROWS, config.episodes),
+                    teacher=self.teacher,
+                    prompts=self.splits.train,
+                    top_p=top_p,
+                    max_candidates=config.max_candidates,
+                    max_new_tokens=config.max_new_tokens,
+                    reward=config.reward,
+                    gamma=config.gamma,
+                )
+                collect(env, config.episodes, seed=seed).save(path)
+        return Episodes.load(path)
+
+    def exam(self, split: str) -> Exam:
+        """The teacher's answers to the prompts of a held-out split, given once for all."""
+        path = self.out / "shared" / f"exam-{split}.json"
+        prompts = getattr(self.splits, split)
+        with self._once(path) as missing:
+            if missing:
+                exam = set_exam(self.teacher, prompts, self.rule(self.masses[0]))
+                answers = {"ids": exam.ids, "samples": exam.samples, "greedy": exam.greedy}
+                write(path, json.dumps(answers))
+        return Exam(prompts, **json.loads(path.read_text(encoding="utf-8")))
+
+    @contextmanager
+    def _once(self, path: Path) -> Iterator[bool]:
+        """Whether a shared file has yet to be made; other processes wait meanwhile, unless this one dies."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield not path.is_file()
+
+
+@contextmanager
+def full_disk_is_said(out: Path) -> Iterator[None]:
+    """Turns whatever a full disk raises (an OSError, or an error of torch's or safetensors' own) into an InputError."""
+    try:
+        yield
+    except Exception as error:
+        room = shutil.disk_usage(next(place for place in (out, *out.resolve().parents) if place.exists())).free
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        if full or ("PytorchStreamWriter" in str(error) and room < 2**24):
+            raise InputError(
+                f"no space is left on the disk of {out} ({room / 2**20:.0f} MiB free); free some and give the same "
+                "command again: finished cells and checkpoints are kept"
+            ) from error
+        raise
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def cells_of(agents: Sequence[str], seeds: Sequence[int], masses: Sequence[float]) -> list[Cell]:
+    """All cells of a matrix; whole seeds come first, so that an unfinished comparison compares."""
+    return [Cell(agent, seed, top_p) for seed in seeds for top_p in masses for agent in agents]
+
+
+def _check(config: RunConfig, masses: Sequence[float]) -> None:
+    for top_p in masses:
+        check_top_p(top_p, config.max_candidates)
+    make_reward(config.reward, config.gamma)
+    if config.reward == Sqil.name:
+        raise InputError(f"reward {config.reward!r} tells the student's steps from the teacher's, who walks alone here")
+    if not masses or len(set(masses)) < len(masses):
+        raise InputError(f"top_p = {list(masses)} must name one mass or several different ones")
+    for name in ("max_new_tokens", "episodes", "updates", "batch_size", "eval_prompts", "eval_every", "seeds", "jobs"):
+        value = getattr(config, name, 1)
+        if value < 1:
+            raise InputError(f"{name} = {value} is below 1")
+    for name in ("threads", "max_prompt_tokens"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name} = {value} is below 1; leave it out for the default")
+
+
+def _check_folder(config: RunConfig, out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give another --out")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not (out / CONFIG).is_file():
+        raise InputError(f"{out} is not empty and holds no {CONFIG}, so it is no run folder; give another --out")
+    theirs = read_yaml(out / CONFIG)
+    ours = yaml.safe_load(dump(config))
+    for key in ours:
+        if key in FREE or key not in theirs:
+            continue
+        mine, other = (value if isinstance(value, list) else [value] for value in (ours[key], theirs[key]))
+        if mine != other:
+            raise InputError(
+                f"{out} holds a run with {key} = {theirs[key]!r}, this one has {ours[key]!r}; give another --out, or "
+                "the same settings to go on with it"
+            )

@@ -1,0 +1,276 @@
+"""A comparison runs whole, goes on where it stopped, recomputes and loses nothing, and says what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from agents.errors import DivergedError
+from agents.errors import InputError as AgentInputError
+from agents.soft_q import SoftQ
+from envs.errors import InputError
+from envs.prompts import prompt_hash
+from experiments import train
+from experiments.compare import FailedCells, compare, distill
+from experiments.config import CompareConfig, DistillConfig, dump, from_mapping, read_yaml
+from experiments.evaluate import TRAINED_ON, refuse_training_prompts
+from experiments.train import Trainer
+from experiments.workspace import Workspace
+from tests.envs.models import save_tiny
+from tests.experiments.runs import PROMPTS, small
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / "model.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    ours, theirs = weights(one), weights(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def table_rows(out: Path) -> list[dict[str, str]]:
+    with (out / "results.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_comparison_leaves_everything_it_promises(tmp_path: Path) -> None:
+    config = small(tmp_path, seeds=2, top_p=(0.8, 0.9))
+    rows = compare(config)
+    assert [(row.agent, row.seed, row.top_p) for row in rows] == [
+        (agent, seed, p)
+        for p in (0.8, 0.9)
+        for agent, seed in [("teacher", 0), ("start", 0), ("bc", 0), ("soft_q", 0), ("bc", 1), ("soft_q", 1)]
+    ]
+    found = table_rows(config.out)
+    assert len(found) == 12 and {"forward_kl", "reverse_kl", "leak", "speed_up", "teacher_tokens"} <= found[0].keys()
+    teacher = next(row for row in found if row["agent"] == "teacher")
+    assert float(teacher["forward_kl"]) == 0 and float(teacher["agreement"]) == 1
+    for name in ("learning_curves", "quality_by_top_p"):
+        assert (config.out / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(config.out.glob("tensorboard/*/events*"))) == 8
+    assert len(list(config.out.glob("students/*-p0.8-seed1/config.json"))) == 2
+    assert from_mapping(CompareConfig, read_yaml(config.out / "config.yaml"), "") == config
+    assert "| bc " in (config.out / "results.md").read_text()
+    curve = rows[2].curve
+    assert [point["updates"] for point in curve] == [0, 3, 6] and {"forward_kl", "leak"} <= curve[0].keys()
+
+
+def test_a_model_this_project_did_not_make_is_distilled(tmp_path: Path) -> None:
+    """Another architecture, a tokenizer of its own, a half-precision checkpoint; plain students."""
+    teacher = save_tiny("gpt2", tmp_path / "teacher", torch.bfloat16)
+    prompts = tmp_path / "words.jsonl"
+    lines = [f'{{"prompt": "w{i} w{i + 1}", "reference": "w3 w{i}", "tags": ["t"]}}' for i in range(3, 24)]
+    prompts.write_text("\n".join(lines))
+    config = small(tmp_path, teacher=str(teacher), prompts=prompts, agents=("kd", "bellman_distill"))
+    rows = compare(config)
+    assert {"rouge_l", "rouge_l_teacher", "length"} <= rows[-1].measures.keys()
+    student = config.out / "students" / "kd-seed0"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(student), AutoTokenizer.from_pretrained(student)
+    ids = tokenizer("w5 w6", return_tensors="pt")["input_ids"]
+    assert model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=2).shape[1] > 2
+    assert "test forward_kl" in (student / "README.md").read_text()
+
+
+def test_a_finished_cell_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small(tmp_path)
+    first = compare(config)
+
+    def never(*args: Any) -> None:
+        raise AssertionError("a finished cell was trained again")
+
+    monkeypatch.setattr(Trainer, "run", never)
+    again = compare(config)
+    speeds = {"tokens_per_second", "speed_up"}
+    for one, other in zip(first, again, strict=True):
+        assert one.curve == other.curve and one.costs == other.costs
+        assert all(one.measures[name] == other.measures[name] for name in one.measures.keys() - speeds)
+
+
+def test_seeds_and_agents_can_be_added_to_a_run(tmp_path: Path) -> None:
+    config = small(tmp_path, agents=("bc",))
+    compare(config)
+    before = (config.out / "cells/bc-p0.9-seed0/result.json").stat().st_mtime_ns
+    rows = compare(replace(config, agents=("bc", "kd"), seeds=2))
+    assert len(rows) == 6 and (config.out / "cells/bc-p0.9-seed0/result.json").stat().st_mtime_ns == before
+
+
+def test_a_stopped_cell_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    whole, cut = small(tmp_path / "whole", agents=("soft_q",)), small(tmp_path / "cut", agents=("soft_q",))
+    compare(whole)
+    update = Trainer._update
+
+    def stopped(self: Trainer) -> Any:
+        if self.agent.updates == 4:
+            raise KeyboardInterrupt
+        return update(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_update", stopped)
+        compare(cut)
+    assert [path.name for path in cut.out.glob("cells/soft_q-p0.9-seed0/checkpoints/*")] == ["00000004"]
+    rows = compare(cut)
+    assert same(whole.out / "students/soft_q-seed0", cut.out / "students/soft_q-seed0")
+    assert [point["updates"] for point in rows[-1].curve] == [0, 3, 6]
+
+
+def test_worker_processes_give_what_one_process_gives(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one, two = small(tmp_path / "one"), small(tmp_path / "two", jobs=2)
+    compare(one)
+    compare(two)
+    for agent in one.agents:
+        assert same(one.out / f"students/{agent}-seed0", two.out / f"students/{agent}-seed0")
+
+
+def test_one_agent_is_distilled_alone_and_in_the_same_folder(tmp_path: Path) -> None:
+    config = small(tmp_path)
+    compare(config)
+    shared = {key: value for key, value in read_yaml(config.out / "config.yaml").items() if key != "top_p"}
+    known = {field: shared[field] for field in shared if field in DistillConfig.__dataclass_fields__}
+    rows = distill(from_mapping(DistillConfig, {**known, "agent": "kd", "seed": 3}, ""))
+    assert [(row.agent, row.seed) for row in rows] == [("teacher", 0), ("start", 0), ("kd", 3)]
+
+
+def test_a_cell_that_diverges_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(*args: Any) -> None:
+        raise DivergedError("loss nan at update 1; lower lr")
+
+    monkeypatch.setattr(SoftQ, "update", diverge)
+    config = small(tmp_path, agents=("soft_q", "bc"))
+    with pytest.raises(FailedCells, match=r"soft_q-p0\.9-seed0: loss nan"):
+        compare(config)
+    assert [row["agent"] for row in table_rows(config.out)] == ["teacher", "start", "bc"]
+
+
+def test_every_arm_of_a_seed_sees_the_same_batches_and_begins_alike(tmp_path: Path) -> None:
+    space = Workspace(small(tmp_path))
+    first, second = space.student(5), space.student(5)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert torch.equal(space.episodes(0, 0.9).tokens, Workspace(small(tmp_path)).episodes(0, 0.9).tokens)
+    assert not torch.equal(space.episodes(1, 0.9).tokens[:4, :2], space.episodes(0, 0.9).tokens[:4, :2])
+
+
+def test_no_prompt_is_trained_on_and_measured(tmp_path: Path) -> None:
+    config = small(tmp_path, agents=("bc",))
+    compare(config)
+    splits = Workspace(config).splits
+    hashes = [{prompt_hash(prompt.text) for prompt in part} for part in splits]
+    assert not (hashes[0] & hashes[1] or hashes[0] & hashes[2] or hashes[1] & hashes[2])
+    student = config.out / "students/bc-seed0"
+    assert (student / TRAINED_ON).is_file()
+    refuse_training_prompts(student, splits.test)
+    with pytest.raises(InputError, match="was trained on 1 of these"):
+        refuse_training_prompts(student, [*splits.test, splits.train[0]])
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"agents": ("soft_w",)}, "did you mean soft_q"),
+    ({"agents": ("bc", "bc")}, "name one twice"),
+    ({"teacher": "table:tay"}, "did you mean 'toy'"),
+    ({"reward": "logprop"}, "did you mean 'logprob'"),
+    ({"reward": "sqil"}, "walks alone here"),
+    ({"student": "tinny"}, "did you mean tiny"),
+    ({"student": "warm-start"}, "clone of the embedded teacher"),
+    ({"top_p": (0.0,)}, r"outside \(0, 1\]"),
+    ({"top_p": (0.9, 0.9)}, "different ones"),
+    ({"max_candidates": 0}, "max_candidates = 0"),
+    ({"updates": 0}, "updates = 0 is below 1"),
+    ({"threads": 0}, "threads = 0 is below 1"),
+    ({"max_prompt_tokens": 1}, "has 2 tokens, the limit is 1"),
+    ({"agent_config": ("soft_q.lrr=1",)}, "did you mean lr"),
+    ({"agent_config": ("soft_q.gamma=0.5",)}, "set --gamma"),
+    ({"agent_config": ("kd.lr=0.5",)}, "does not run"),
+    ({"prompts": Path("nowhere.txt")}, "does not exist"),
+    ({"gamma": 1.5}, "gamma"),
+]
+
+
+@pytest.mark.parametrize(("changes", "says"), BAD, ids=[str(next(iter(change.items()))) for change, _ in BAD])
+def test_bad_input_is_named_before_anything_is_written(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    config = small(tmp_path, **changes)
+    with pytest.raises((InputError, AgentInputError), match=says):
+        compare(config)
+    assert not config.out.exists()
+
+
+def test_long_prompts_are_left_out_on_request(tmp_path: Path) -> None:
+    config = small(tmp_path, max_prompt_tokens=2, skip_bad=True)
+    before = Workspace(config).splits
+    config.prompts.write_text("\n".join([*PROMPTS, "1 2 3"]))
+    after = Workspace(config).splits
+    assert sorted(p.text for part in after for p in part) == sorted(p.text for part in before for p in part)
+
+
+def test_the_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    config = small(tmp_path, agents=("bc",))
+    compare(config)
+    with pytest.raises(InputError, match="holds a run with updates = 6, this one has 7"):
+        compare(replace(config, updates=7))
+    with pytest.raises(InputError, match=r"agent settings \{\}, now they are \{'lr': 0\.5\}"):
+        compare(replace(config, agent_config=("bc.lr=0.5",)))
+    (config.out / "config.yaml").unlink()
+    with pytest.raises(InputError, match="no run folder"):
+        compare(config)
+    with pytest.raises(InputError, match="is a file"):
+        compare(replace(config, out=config.prompts))
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small(tmp_path)
+    write = train.write
+
+    def full(path: Path, text: str) -> None:
+        if "soft_q" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, text)
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="no space is left on the disk"):
+        patch.setattr(train, "write", full)
+        compare(config)
+    assert (config.out / "cells/bc-p0.9-seed0/result.json").is_file()
+    assert len(compare(config)) == 4
+
+
+@pytest.mark.long
+def test_kill_9_at_any_moment_changes_nothing(tmp_path: Path) -> None:
+    """Killed over and over, workers and all, a comparison ends with the weights and rows of one that never was."""
+    (tmp_path / "whole").mkdir()
+    whole = small(tmp_path / "whole", updates=40, seeds=2, episodes=64)
+    compare(whole)
+    settings = tmp_path / "settings.yaml"
+    out = tmp_path / "killed"
+    settings.write_text(dump(replace(whole, out=out, jobs=2)))
+    command = [sys.executable, "-m", "experiments", "compare", "--config", str(settings)]
+    kills, patience = 0, 9.0
+    while True:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            process.communicate(timeout=patience)
+            break
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)  # the parent alone: its workers must notice
+            process.communicate(timeout=30)
+            kills, patience = kills + 1, patience * 1.25
+            time.sleep(1.5)
+    assert process.returncode == 0 and kills >= 2
+    for agent in whole.agents:
+        for seed in (0, 1):
+            assert same(whole.out / f"students/{agent}-seed{seed}", out / f"students/{agent}-seed{seed}")
+    assert [row["agent"] for row in table_rows(out)] == [row["agent"] for row in table_rows(whole.out)]
