@@ -67,6 +67,7 @@ class BellmanDistill(Agent[BellmanConfig]):
         logs = {
             "implied_reward": average(reward, inside),
             "chi2": average(reward - objectives.concave_reward(reward, config.c), inside),
+            "q_mean": average(scores.value[:, :-1] + log_policy, inside),
             "v_mean": average(scores.value[:, :-1], weights),
             "log_inside": average(log_inside, weights),
         }

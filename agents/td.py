@@ -93,13 +93,14 @@ class ValueAgent(Agent[V]):
         assert batch.weights is not None
         log_inside = scores.log_inside[:, :-1]
         loss = td - config.leak_weight * average(log_inside, steps)
+        q = objectives.levelled_q(scores.value, scores.log_policy, config.alpha)  # (B, T+1, K)
         logs = {
             "td_error": average(error.abs(), steps * batch.in_set),
+            "q_mean": average(objectives.at_slots(q[:, :-1], batch.slots), steps * batch.in_set),
             "v_mean": average(scores.value[:, :-1], steps),
             "log_inside": average(log_inside, steps),
         }
         if config.hinge and self.bounded:
-            q = objectives.levelled_q(scores.value, scores.log_policy, config.alpha)
             excess = average(objectives.hinge(q, batch.logp, batch.mask), batch.weights[:, None] * batch.states)
             return loss + config.hinge * excess, {**logs, "hinge": excess}
         return loss, logs

@@ -23,7 +23,7 @@ Pair = tuple[list[int], list[int]]
 class WarmStartConfig:
     """The clone's size and how it is trained. The defaults are those of the embedded warm start."""
 
-    samples: int = 1024
+    samples: int = 2048
     """Teacher replies to train on, one a prompt, drawn from its full softmax."""
     validation_samples: int = 512
     batch_size: int = 32
@@ -34,7 +34,7 @@ class WarmStartConfig:
     max_epochs: int = 60
     seed: int = 1
     width: int = 64
-    layers: int = 2
+    layers: int = 1
     heads: int = 4
     intermediate: int = 160
     threads: int = 2
