@@ -171,8 +171,8 @@ class _Tape:
             rewards=rewards[None],
             discounts=discounts,
             in_set=in_set[None],
-            behaviour_logp=behaviour_logp[None].clamp(max=0.0),
-            teacher_logp_taken=teacher_logp[None].clamp(max=0.0),
+            behaviour_logp=behaviour_logp[None].clamp(PAD_LOGP, 0.0),
+            teacher_logp_taken=teacher_logp[None].clamp(PAD_LOGP, 0.0),
             from_teacher=torch.tensor([not self.from_student[row]]),
         )
 

@@ -66,7 +66,9 @@ def clone(config: WarmStartConfig, teacher: Any, tokenizer: Any) -> tuple[Any, d
         seed=config.seed,
     )
     student = build_model(shape, tokenizer)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
+    )
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=config.patience)
     generator = torch.Generator().manual_seed(config.seed)
     best, best_state, figures = float("inf"), student.state_dict(), {}
