@@ -141,7 +141,7 @@ def _runs(kind_name: str, command: str) -> Callable[[list[str]], None]:
 
         settings = _parse(getattr(config, kind_name), command, words)
         rows = getattr(compare, command)(settings)
-        print(report.table(rows))
+        print(report.tables(rows))
         print(f"\nmeans over seeds ± half of a 95 % interval; students, figures and results.csv: {settings.out}")
         print(compare.tensorboard_line(settings.out))
         _write_json(settings.json, report.figures_json(rows))

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from experiments.metrics import mean_and_interval
@@ -16,25 +17,31 @@ from experiments.workspace import write
 if TYPE_CHECKING:
     from experiments.workspace import Workspace
 
-COLUMNS = {
-    "forward_kl": "KL(T‖S)",
-    "reverse_kl": "KL(S‖T)",
-    "agreement": "top-1",
-    "leak": "leak",
-    "task_score": "task",
-    "critical_pass": "critical",
-    "computed_score": "totals",
-    "rare_recall": "rare",
-    "rouge_l": "Rouge-L",
-    "rouge_l_teacher": "Rouge-L(T)",
-    "length": "length",
-    "entropy": "entropy",
-    "parameters": "parameters",
-    "speed_up": "speed",
-}
-"""Measure -> heading, in the order of the table; a measure that no row has is left out."""
+TABLES = (
+    {
+        "forward_kl": "KL(T‖S)",
+        "reverse_kl": "KL(S‖T)",
+        "agreement": "top-1",
+        "leak": "leak",
+        "entropy": "entropy",
+        "length": "length",
+        "parameters": "parameters",
+        "speed_up": "speed",
+    },
+    {
+        "task_score": "task",
+        "critical_pass": "critical",
+        "computed_score": "totals",
+        "rare_recall": "rare",
+        "rouge_l": "Rouge-L",
+        "rouge_l_teacher": "Rouge-L(T)",
+    },
+)
+"""Measure -> heading of the two tables: closeness to the teacher and cost, and what the greedy replies are worth."""
 DRAWN = {"forward_kl": "forward KL to the teacher, nats/token", "task_score": "task score, greedy", "leak": "leak"}
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
+FIXED_COLOURS = {"teacher": "#000000", "start": "#888888"}
+DASHES = ("-", "--", "-.", ":")
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Row:
 def write_report(space: Workspace, rows: Sequence[Row]) -> None:
     """`results.csv`, `results.md` and the figures, whole or not at all."""
     write(space.out / "results.csv", results_csv(rows))
-    write(space.out / "results.md", table(rows, markdown=True) + "\n")
+    write(space.out / "results.md", tables(rows, markdown=True) + "\n")
     (space.out / "figures").mkdir(exist_ok=True)
     draw_curves(rows, space.out / "figures" / "learning_curves.png")
     draw_masses(rows, space.out / "figures" / "quality_by_top_p.png")
@@ -81,22 +88,26 @@ def groups(rows: Sequence[Row]) -> dict[tuple[str, float], list[Row]]:
     return found
 
 
-def table(rows: Sequence[Row], *, markdown: bool = False) -> str:
-    """Means over seeds with the half-width of their 95 % interval (Student's t), a line per agent and top_p."""
-    present = [name for name in COLUMNS if any(name in row.measures for row in rows)]
-    lines = [["agent", "top_p", "seeds", *(COLUMNS[name] for name in present)]]
+def tables(rows: Sequence[Row], *, markdown: bool = False) -> str:
+    """Means over seeds with the half-width of their 95 % interval (Student's t), a line per agent and top_p.
+
+    A measure that no row has is left out, and a table without any.
+    """
+    found = []
+    for columns in TABLES:
+        present = {name: head for name, head in columns.items() if any(name in row.measures for row in rows)}
+        if present:
+            found.append(_table(rows, present, markdown))
+    return "\n\n".join(found)
+
+
+def _table(rows: Sequence[Row], columns: dict[str, str], markdown: bool) -> str:
+    lines = [["agent", "top_p", "seeds", *columns.values()]]
     for (agent, top_p), own in groups(rows).items():
-        values = [[row.measures[name] for row in own if name in row.measures] for name in present]
-        shown = [_cell(name, found) for name, found in zip(present, values, strict=True)]
-        lines.append([agent, f"{top_p:g}", str(len(own)), *shown])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    padded = [
-        [
-            text.ljust(width) if not column else text.rjust(width)
-            for column, (text, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in lines
-    ]
+        values = [(name, [row.measures[name] for row in own if name in row.measures]) for name in columns]
+        lines.append([agent, f"{top_p:g}", str(len(own)), *(_cell(name, found) for name, found in values)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
     if markdown:
         rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
         return "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], rule, *padded[1:]])
@@ -130,15 +141,18 @@ def draw_curves(rows: Sequence[Row], path: Path) -> None:
     """Validation measures against updates: the mean over seeds, and the range between the seeds."""
     own = {key: found for key, found in groups(rows).items() if found[0].curve}
     names = [name for name in DRAWN if any(name in row.curve[0] for found in own.values() for row in found)]
+    colours, masses = _colours(rows), sorted({top_p for _, top_p in own}, reverse=True)
     figure, axes = _panels(len(names))
-    for place, name in zip(axes, names, strict=True):
-        for number, ((agent, top_p), found) in enumerate(own.items()):
+    for place, name in zip(axes, names, strict=False):
+        for (agent, top_p), found in own.items():
             updates = [point["updates"] for point in found[0].curve]
             values = [[row.curve[index][name] for row in found] for index in range(len(updates))]
-            label = f"{agent}, p = {top_p:g}"
-            colour = COLOURS[number % len(COLOURS)]
-            place.plot(updates, [sum(v) / len(v) for v in values], color=colour, label=label, marker=".", linewidth=1.4)
-            place.fill_between(updates, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15)
+            label = agent if len(masses) == 1 else f"{agent}, p = {top_p:g}"
+            style = {"color": colours[agent], "linestyle": DASHES[masses.index(top_p) % len(DASHES)], "linewidth": 1.4}
+            place.plot(updates, [fmean(v) for v in values], label=label, marker=".", **style)
+            place.fill_between(
+                updates, *map(list, zip(*map(_range, values), strict=True)), color=colours[agent], alpha=0.12
+            )
         place.set(xlabel="updates", title=DRAWN[name])
     _finish(figure, axes, path)
 
@@ -149,24 +163,29 @@ def draw_masses(rows: Sequence[Row], path: Path) -> None:
     by_agent: dict[str, dict[float, list[Row]]] = {}
     for (agent, top_p), found in groups(rows).items():
         by_agent.setdefault(agent, {})[top_p] = found
+    colours = _colours(rows)
     figure, axes = _panels(len(names))
-    for place, name in zip(axes, names, strict=True):
+    for place, name in zip(axes, names, strict=False):
         for number, (agent, at) in enumerate(by_agent.items()):
             points = [(p, *mean_and_interval([row.measures[name] for row in own])) for p, own in sorted(at.items())]
             masses, means, halves = zip(*points, strict=True)
             # Arms at one and the same top_p would hide each other.
             shifted = [p + 0.004 * (number - len(by_agent) / 2) for p in masses]
             errors = [0.0 if math.isnan(half) else half for half in halves]
-            style = {
-                "color": COLOURS[number % len(COLOURS)],
-                "marker": "o",
-                "markersize": 4,
-                "capsize": 2,
-                "linewidth": 1.4,
-            }
+            style = {"color": colours[agent], "marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1.4}
             place.errorbar(shifted, means, errors, label=agent, **style)
         place.set(xlabel="top_p", title=DRAWN[name], xticks=sorted({row.top_p for row in rows}))
     _finish(figure, axes, path)
+
+
+def _colours(rows: Sequence[Row]) -> dict[str, str]:
+    """One colour an agent, the same in every figure; the teacher is black, the start grey."""
+    agents = [agent for agent in dict.fromkeys(row.agent for row in rows) if agent not in FIXED_COLOURS]
+    return FIXED_COLOURS | {agent: COLOURS[number % len(COLOURS)] for number, agent in enumerate(agents)}
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    return min(values), max(values)
 
 
 def _panels(count: int) -> tuple[Any, Any]:
