@@ -232,6 +232,7 @@ def decode(
     seed: int = 0,
     rows: int = 64,
     stop: Callable[[list[int]], bool] | None = None,
+    vocabulary: int | None = None,
     progress: str | None = None,
 ) -> list[list[int]]:
     """The new tokens of every prompt, the closing EOS included where one was produced.
@@ -246,6 +247,7 @@ def decode(
         temperature: 1 samples the model's own distribution, 0 takes its most probable token.
         rows: how many texts run together.
         stop: told the new tokens so far, says whether the text ends there.
+        vocabulary: only ids below it are drawn; None = all. For a student whose padding rows its teacher does not have.
         progress: label of a progress bar; None shows none.
     Raises: InputError: an empty or too long prompt.
     """
@@ -267,7 +269,7 @@ def decode(
             if not active.any():
                 return replies
             ages = np.array([len(replies[index]) if index >= 0 else 0 for index in serving])
-            tokens = _draw(decoder.log_probs, temperature, uniforms[np.arange(len(serving)), ages])
+            tokens = _draw(decoder.log_probs[:, :vocabulary], temperature, uniforms[np.arange(len(serving)), ages])
             ended = torch.isin(tokens, ends)
             for row in active.nonzero()[:, 0].tolist():
                 reply, prompt = replies[serving[row]], prompts[serving[row]]

@@ -57,9 +57,9 @@ def distill(config: DistillConfig) -> list[Row]:
 def _run(space: Workspace, cells: list[Cell], jobs: int) -> list[Row]:
     config = space.config
     _set_threads(config, jobs)
-    for cell in cells:
-        if cell.agent != START:
-            build_agent(config, cell, space.student(cell.seed), agent_settings(config, cell.agent))
+    student = space.student(cells[-1].seed)
+    for agent in dict.fromkeys(cell.agent for cell in cells if cell.agent != START):
+        build_agent(config, Cell(agent, 0, space.masses[0]), student, agent_settings(config, agent))
     _check_settings(config, cells)
     _ = space.splits
     with full_disk_is_said(space.out):

@@ -69,6 +69,7 @@ def answers(policy: Any, ids: list[list[int]], teacher: Teacher, rule: Rule, tem
         temperature=temperature,
         seed=SAMPLE_SEED,
         rows=ROWS,
+        vocabulary=teacher.vocab_size,
     )
 
 
@@ -126,8 +127,8 @@ def speeds(student: Any, exam: Exam, teacher: Teacher, rule: Rule, repeats: int 
 
 def parameters_of(policy: Any) -> int:
     """Parameters of a causal LM or of a teacher's; 0 for a table."""
-    model = getattr(policy, "model", policy)
-    return sum(p.numel() for p in model.parameters()) if hasattr(model, "parameters") else 0
+    model = policy if isinstance(policy, torch.nn.Module) else getattr(policy, "model", None)
+    return sum(p.numel() for p in model.parameters()) if model is not None else 0
 
 
 def along(student: Any, ids: list[list[int]], replies: list[list[int]], teacher: Teacher, rule: Rule) -> TokenMeasures:

@@ -119,6 +119,16 @@ def test_a_reply_does_not_depend_on_the_rows_beside_it(arch: str, temperature: f
             text.append(token)
 
 
+def test_ids_beyond_a_vocabulary_are_never_drawn() -> None:
+    """The others keep their proportions."""
+    replies = decode(MODELS["llama"], [[3, 4]] * 4000, eos_ids={2}, max_new_tokens=1, rows=500, vocabulary=50)
+    counts = torch.bincount(torch.tensor(replies)[:, 0], minlength=VOCABULARY) / 4000
+    expected = alone("llama", [3, 4]).exp()[:50]
+    assert counts[50:].sum() == 0 and (counts[:50] - expected / expected.sum()).abs().max() < 0.03
+    greedy = decode(MODELS["llama"], [[3, 4]], eos_ids={2}, max_new_tokens=1, temperature=0.0, vocabulary=50)
+    assert greedy == [[int(expected.argmax())]]
+
+
 def test_samples_follow_the_models_distribution() -> None:
     replies = decode(MODELS["llama"], [[3, 4]] * 4000, eos_ids={2}, max_new_tokens=1, rows=500)
     counts = torch.bincount(torch.tensor(replies)[:, 0], minlength=VOCABULARY) / 4000
