@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import math
 import os
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -102,11 +103,14 @@ class Agent(ABC, Generic[C]):
         Raises: InputError: an unknown field (with the nearest match) or a value out of range.
         """
         known = [field.name for field in dataclasses.fields(cls.Config)]
+        hints = typing.get_type_hints(cls.Config)
         for key in overrides:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise InputError(f"{cls.name} has no setting {key!r}; it has {', '.join(known)}{hint}")
+            if not _fits(hints[key], overrides[key]):
+                raise InputError(f"{cls.name}.{key} is {overrides[key]!r}; it must be {_kinds(hints[key])}")
         return cls.Config(**overrides)
 
     @property
@@ -222,6 +226,20 @@ class Agent(ABC, Generic[C]):
         for name, module in self.extras().items():
             module.load_state_dict(state["extras"][name])
         self.updates = state["updates"]
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value is of a field's type: an int does for a float, nothing but a bool for a bool."""
+    if typing.get_origin(hint) is Literal:
+        return True  # the Config names its choices itself
+    kinds = typing.get_args(hint) or (hint,)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return (float in kinds and number) or type(value) in kinds
+
+
+def _kinds(hint: Any) -> str:
+    names = typing.get_args(hint) or (hint,)
+    return " or ".join(getattr(kind, "__name__", repr(kind)) for kind in names)
 
 
 KEYS = ("context", "length", "ids", "mask")

@@ -173,14 +173,14 @@ class Student(nn.Module):
     @classmethod
     def load(cls, directory: str | Path) -> Self:
         """Read any causal-LM directory; a missing value head starts at 0."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
         directory = Path(directory)
         if not (directory / "config.json").is_file():
             raise InputError(f"no student in {directory}: it holds no config.json")
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
         named = (directory / "tokenizer_config.json").is_file()
-        student = cls(model, AutoTokenizer.from_pretrained(directory) if named else None)
+        student = cls(model, load_tokenizer(str(directory)) if named else None)
         if (directory / VALUE_HEAD).is_file():
             student.value_head.load_state_dict(load_file(directory / VALUE_HEAD))
         return student
@@ -230,7 +230,7 @@ def _random_llama(size: tuple[int, int, int], tokenizer: Any, vocab_size: int, s
         intermediate_size=8 * width // 3 // 8 * 8,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        max_position_embeddings=2048,
+        max_position_embeddings=32_768,
         tie_word_embeddings=True,
         **special,
     )
@@ -240,13 +240,22 @@ def _random_llama(size: tuple[int, int, int], tokenizer: Any, vocab_size: int, s
 
 
 def _from_hub(spec: str) -> Student:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     try:
         model = AutoModelForCausalLM.from_pretrained(spec, dtype=torch.float32)
-        return Student(model, AutoTokenizer.from_pretrained(spec))
+        return Student(model, load_tokenizer(spec))
     except (OSError, ValueError) as error:
         raise InputError(f"student {spec!r} is neither a directory nor a causal LM on the hub: {error}") from error
+
+
+def load_tokenizer(source: str) -> Any:
+    """A tokenizer of the class its own files name: an architecture's usual class may misread a generic one."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    generic = get_tokenizer_config(source).get("tokenizer_class") in {"TokenizersBackend", "PreTrainedTokenizerFast"}
+    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source)
 
 
 def check_tokenizers(teacher: Any, student: Any) -> None:

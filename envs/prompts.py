@@ -102,8 +102,8 @@ def load_prompts(source: str | Path | Sequence[str] | None, *, skip_bad: bool = 
 def split_prompts(prompts: Iterable[Prompt], seed: int = 0) -> Splits:
     """Train, validation and test, disjoint by text: about 80, 10 and 10 %.
 
-    A prompt's place follows from the hash of its text and the seed: the order in the file does not matter. Repeated
-    texts are merged into their first occurrence.
+    A prompt's place follows from how the hash of its text and the seed ranks among the others: the order in the file
+    does not matter, what else is in it does. Repeated texts are merged into their first occurrence.
 
     Raises: InputError: fewer than 3 distinct prompts, so that a split would be empty.
     """

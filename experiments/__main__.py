@@ -140,11 +140,18 @@ def _runs(kind_name: str, command: str) -> Callable[[list[str]], None]:
         from experiments import compare, config, report
 
         settings = _parse(getattr(config, kind_name), command, words)
-        rows = getattr(compare, command)(settings)
-        print(report.tables(rows))
-        print(f"\nmeans over seeds ± half of a 95 % interval; students, figures and results.csv: {settings.out}")
-        print(compare.tensorboard_line(settings.out))
-        _write_json(settings.json, report.figures_json(rows))
+        failed = None
+        try:
+            rows = getattr(compare, command)(settings)
+        except compare.FailedCells as error:
+            rows, failed = error.rows, error
+        if rows:
+            print(report.tables(rows))
+            print(f"\nmeans over seeds ± half of a 95 % interval; students, figures and results.csv: {settings.out}")
+            print(compare.tensorboard_line(settings.out))
+            _write_json(settings.json, report.figures_json(rows))
+        if failed:
+            raise failed
 
     return run
 

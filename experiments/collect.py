@@ -42,7 +42,7 @@ def collect(
         student: causal LM that walks a share of the episodes; None: the teacher walks all.
         student_share: probability that an episode is the student's.
         progress: label of a progress bar; None shows none.
-    Raises: InputError: the candidate rows would not fit in memory, or a share without a student.
+    Raises: InputError: whole vocabularies of candidates would not fit in memory, or a share without a student.
     """
     if not 0.0 <= student_share <= 1.0 or (student_share > 0 and student is None):
         raise InputError(f"student_share = {student_share} must lie in [0, 1], and needs a student above 0")

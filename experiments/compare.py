@@ -8,7 +8,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -19,11 +19,12 @@ import torch
 from tqdm import tqdm
 
 from agents.errors import DivergedError
+from agents.student import SIZES
 from envs.errors import InputError
 from experiments.config import CompareConfig, DistillConfig, RunConfig, agent_settings
 from experiments.evaluate import measure, parameters_of, speeds
 from experiments.report import Row, write_report
-from experiments.train import START, build_agent, read_result, run_cell
+from experiments.train import START, build_agent, check_settings, read_result, run_cell
 from experiments.workspace import Cell, Workspace, cells_of, full_disk_is_said
 
 FAILURES = (DivergedError, RuntimeError)
@@ -31,7 +32,11 @@ COSTS: tuple[str, ...] = ("seconds", "tokens", "teacher_tokens")
 
 
 class FailedCells(RuntimeError):
-    """Some cells ended in an error; the others are finished and kept."""
+    """Some cells ended in an error; the others are finished and kept, and `rows` is what they gave."""
+
+    def __init__(self, message: str, rows: Sequence[Row] = ()) -> None:
+        super().__init__(message)
+        self.rows = list(rows)
 
 
 def compare(config: CompareConfig) -> list[Row]:
@@ -44,14 +49,17 @@ def compare(config: CompareConfig) -> list[Row]:
     cells = cells_of(config.agents, range(config.seeds), config.top_p)
     if len(set(cells)) < len(cells):
         raise InputError(f"agents {', '.join(config.agents)} name one twice; each is compared with itself by its seeds")
-    starts = [Cell(START, 0, top_p) for top_p in config.top_p]
+    # Students of a size name begin elsewhere with every seed.
+    seeds = range(config.seeds) if config.student in SIZES else [0]
+    starts = cells_of([START], seeds, config.top_p)
     return _run(space, starts + cells, config.jobs)
 
 
 def distill(config: DistillConfig) -> list[Row]:
     """`tdistill distill`: one cell. Raises: as `compare`."""
     space = Workspace(config)
-    return _run(space, [Cell(START, 0, config.top_p), Cell(config.agent, config.seed, config.top_p)], jobs=1)
+    start = Cell(START, config.seed if config.student in SIZES else 0, config.top_p)
+    return _run(space, [start, Cell(config.agent, config.seed, config.top_p)], jobs=1)
 
 
 def _run(space: Workspace, cells: list[Cell], jobs: int) -> list[Row]:
@@ -60,15 +68,18 @@ def _run(space: Workspace, cells: list[Cell], jobs: int) -> list[Row]:
     student = space.student(cells[-1].seed)
     for agent in dict.fromkeys(cell.agent for cell in cells if cell.agent != START):
         build_agent(config, Cell(agent, 0, space.masses[0]), student, agent_settings(config, agent))
+        for cell in cells:
+            if cell.agent == agent and (finished := read_result(space, cell)):
+                check_settings(space.out / "cells" / cell.name, finished["settings"], agent_settings(config, agent))
     _check_settings(config, cells)
-    _ = space.splits
+    space.check_student(student)
     with full_disk_is_said(space.out):
         space.open()
         failures = _in_processes(space, cells, jobs) if jobs > 1 else _in_turn(space, cells)
         rows = _rows(space, cells)
         write_report(space, rows)
     if failures:
-        raise FailedCells("; ".join(f"{cell.name}: {error}" for cell, error in failures))
+        raise FailedCells("; ".join(f"{cell.name}: {error}" for cell, error in failures), rows)
     return rows
 
 
@@ -162,9 +173,7 @@ def _error_of(future: Future[None]) -> BaseException | None:
     """How a cell failed. Bad input, a full disk and a dead worker end the whole comparison."""
     error = future.exception()
     if isinstance(error, BrokenProcessPool):
-        raise RuntimeError(
-            "a worker process died (killed, or out of memory); run again to go on, perhaps with --jobs 1"
-        )
+        raise FailedCells("a worker process died (killed, or out of memory); run again to go on, perhaps with --jobs 1")
     if error is None or isinstance(error, FAILURES):
         return error
     raise error

@@ -113,13 +113,16 @@ def measure(student: Any, exam: Exam, teacher: Teacher, rule: Rule, *, quick: bo
 def speeds(student: Any, exam: Exam, teacher: Teacher, rule: Rule, repeats: int = 3) -> dict[str, float]:
     """Decoding speed of student and teacher on the exam's prompts, in turn, so that both meet the same machine.
 
+    Nothing ends a reply before its budget, so that both write equally much.
+
     Returns: tokens per second of each at `ROWS` rows, and their ratio; medians over the repeats.
     """
     found: dict[str, list[float]] = {"tokens_per_second": [], "teacher_tokens_per_second": []}
     for _ in range(repeats):
         for name, policy in zip(found, (student, teacher), strict=True):
             start = time.perf_counter()
-            replies = answers(policy, exam.ids[:ROWS], teacher, rule, 1.0)
+            ids, width = exam.ids[:ROWS], teacher.vocab_size
+            replies = decode(policy, ids, eos_ids=(), max_new_tokens=rule.max_new_tokens, rows=ROWS, vocabulary=width)
             found[name].append(sum(map(len, replies)) / (time.perf_counter() - start))
     ratios = [own / other for own, other in zip(*found.values(), strict=True)]
     return {**{name: median(values) for name, values in found.items()}, "speed_up": median(ratios)}
@@ -162,6 +165,9 @@ def run(config: EvaluateConfig) -> dict[str, float]:
     Raises: InputError: prompts that the student was trained on, or bad settings.
     """
     check_top_p(config.top_p, config.max_candidates)
+    for name in ("eval_prompts", "max_new_tokens"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name} = {getattr(config, name)} is below 1")
     teacher = load_teacher(config.teacher, chat_template=config.chat_template)
     prompts = chosen_prompts(config)
     refuse_training_prompts(Path(config.student), prompts)
@@ -193,18 +199,20 @@ def check_same_tokens(teacher: Teacher, tokenizer: Any) -> None:
         check_tokenizers(own, tokenizer)
 
 
-def remember_training_prompts(directory: Path, prompts: Sequence[Prompt]) -> None:
-    """Write beside a student the hashes of the prompts it was trained on."""
-    hashes = sorted({prompt_hash(prompt.text) for prompt in prompts})
-    (directory / TRAINED_ON).write_text(json.dumps(hashes), encoding="utf-8")
+def remember_training_prompts(directory: Path, prompts: Sequence[Prompt], start: Path) -> None:
+    """Write beside a student the hashes of the prompts it was trained on, those of its start included."""
+    hashes = {prompt_hash(prompt.text) for prompt in prompts} | _trained_on(start)
+    (directory / TRAINED_ON).write_text(json.dumps(sorted(hashes)), encoding="utf-8")
+
+
+def _trained_on(directory: Path) -> set[str]:
+    record = directory / TRAINED_ON
+    return set(json.loads(record.read_text(encoding="utf-8"))) if record.is_file() else set()
 
 
 def refuse_training_prompts(directory: Path, prompts: Sequence[Prompt]) -> None:
     """Raises: InputError: some of the prompts are among those the student was trained on."""
-    record = directory / TRAINED_ON
-    if not record.is_file():
-        return
-    known = set(json.loads(record.read_text(encoding="utf-8")))
+    known = _trained_on(directory)
     seen = [prompt.text for prompt in prompts if prompt_hash(prompt.text) in known]
     if seen:
         raise InputError(

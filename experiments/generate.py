@@ -43,6 +43,7 @@ def reply(policy: Any, prompt: str, teacher: Teacher, config: GenerateConfig) ->
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         seed=config.seed,
+        vocabulary=teacher.vocab_size,
     )
     return teacher.decode(tokens), len(tokens) / (time.perf_counter() - start)
 

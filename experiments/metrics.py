@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
@@ -56,12 +57,21 @@ def common_vocabulary(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]
     return torch.log_softmax(student[..., :width], -1), torch.log_softmax(teacher[..., :width], -1)
 
 
+class _Words:
+    """Words of any script in lower case, ideographs and syllables one by one; the package's own takes a–z alone."""
+
+    PATTERN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
+
+    def tokenize(self, text: str) -> list[str]:
+        return self.PATTERN.findall(text.lower())
+
+
 def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float | None:
     """Mean Rouge-L F1 of each text against the best of its references; None without any reference.
 
     Source: Lin (2004), by the `rouge-score` package.
     """
-    scorer = RougeScorer(["rougeL"])
+    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
     found = [
         max(scorer.score(reference, text)["rougeL"].fmeasure for reference in own)
         for text, own in zip(candidates, references, strict=True)

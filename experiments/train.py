@@ -50,11 +50,7 @@ def _run_cell(space: Workspace, cell: Cell, report: Report) -> dict[str, Any]:
     folder = space.out / "cells" / cell.name
     settings = agent_settings(space.config, cell.agent)
     if (finished := read_result(space, cell)) is not None:
-        if finished["settings"] != settings:
-            raise InputError(
-                f"{folder} was run with agent settings {finished['settings']}, now they are {settings}; give another "
-                "--out, or remove that folder"
-            )
+        check_settings(folder, finished["settings"], settings)
         report("", finished["updates"])
         return finished
     if cell.agent == START:
@@ -79,6 +75,15 @@ def _run_cell(space: Workspace, cell: Cell, report: Report) -> dict[str, Any]:
     write(folder / RESULT, json.dumps(result, indent=1))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return result
+
+
+def check_settings(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises: InputError: a cell, finished or stopped, had other settings of its agent."""
+    if before != now:
+        raise InputError(
+            f"{folder} was run with agent settings {before}, now they are {now}; give another --out, or remove that "
+            "folder"
+        )
 
 
 def read_result(space: Workspace, cell: Cell) -> dict[str, Any] | None:
@@ -111,6 +116,7 @@ class Trainer:
         self.student = space.student(cell.seed)
         episodes = space.episodes(cell.seed, cell.top_p)
         kind = agent_class(cell.agent)
+        self.settings = settings
         if "min_mass" in {field.name for field in fields(kind.Config)} and "min_mass" not in settings:
             smallest = float(episodes.log_mass[episodes.states].min().exp())
             settings = {**settings, "min_mass": min(cell.top_p, smallest)}
@@ -129,7 +135,8 @@ class Trainer:
         logs = self.space.out / "tensorboard" / self.cell.name
         report("", self.agent.updates)
         saved = time.monotonic()
-        with SummaryWriter(str(logs), purge_step=self.agent.updates) as writer:
+        # A resumed run logs again what came after its checkpoint, and nothing before.
+        with SummaryWriter(str(logs), purge_step=self.agent.updates + bool(record["curve"])) as writer:
             if not record["curve"]:
                 self._validate(writer)
             while self.agent.updates < config.updates:
@@ -180,7 +187,8 @@ class Trainer:
         partial = place.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         self.agent.save(partial)
-        torch.save({"replay": self.replay.state_dict(), "record": self.record}, partial / "trainer.pt")
+        state = {"replay": self.replay.state_dict(), "record": self.record, "settings": self.settings}
+        torch.save(state, partial / "trainer.pt")
         os.rename(partial, place)
         for other in place.parent.iterdir():
             if other != place:
@@ -190,8 +198,9 @@ class Trainer:
         found = sorted(p for p in self.folder.glob("checkpoints/*") if p.suffix != ".partial")
         if not found:
             return
-        self.agent.load(found[-1])
         state = torch.load(found[-1] / "trainer.pt", weights_only=True)
+        check_settings(self.folder, state["settings"], self.settings)
+        self.agent.load(found[-1])
         self.replay.load_state_dict(state["replay"])
         self.record = state["record"]
 
@@ -206,4 +215,4 @@ def _save_student(space: Workspace, cell: Cell, student: Student, result: dict[s
         **{f"test {name}": value for name, value in result["measures"].items() if name != "parameters"},
     }
     student.save(directory, card)
-    remember_training_prompts(directory, space.splits.train)
+    remember_training_prompts(directory, space.splits.train, space.start_directory)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ import yaml
 from agents.episodes import Episodes
 from agents.student import Student, build_student
 from envs.candidates import check_top_p
+from envs.decode import context_limit_of
 from envs.errors import InputError
 from envs.prompts import Prompt, Splits, embedded_splits, load_prompts, split_prompts
 from envs.rewards import Sqil, make_reward
@@ -34,7 +36,7 @@ from envs.teachers import WARM_START, Teacher, load_teacher
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.collect import collect
 from experiments.config import WARM_START_NAME, RunConfig, dump, read_yaml
-from experiments.evaluate import Exam, Rule, set_exam
+from experiments.evaluate import Exam, Rule, refuse_training_prompts, set_exam
 
 CONFIG = "config.yaml"
 COLLECT_ROWS = 64
@@ -61,7 +63,7 @@ class Workspace:
 
     Args:
         config: settings of the run; `top_p` may be one mass or several.
-    Raises: InputError: a setting out of range, or a folder that holds another run or something else.
+    Raises: InputError: a setting out of range.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -71,10 +73,35 @@ class Workspace:
         _check(config, self.masses)
 
     def open(self) -> None:
-        """Create the folder with its config.yaml, or see that it holds this very run."""
+        """Create the folder with its config.yaml, or see that it holds this very run.
+
+        Raises: InputError: it holds another run, other inputs or something else, or another command runs in it.
+        """
         _check_folder(self.config, self.out)
         self.out.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.out / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another command is running in {self.out}; wait for it, or give another --out") from None
+        inputs, record = self._inputs(), self.out / "shared" / "inputs.json"
+        if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != inputs:
+            raise InputError(
+                f"the prompts, the teacher's files or the student's have changed since {self.out} was begun; what it "
+                "holds would not compare: give another --out"
+            )
+        write(record, json.dumps(inputs))
         write(self.out / CONFIG, dump(self.config))
+
+    def _inputs(self) -> dict[str, str]:
+        """Digests of what a run reads: prompts with what is known about them, and the files of local models."""
+        digests = {name: _digest(repr(prompts)) for name, prompts in zip(Splits._fields, self.splits, strict=True)}
+        for name, place in (("teacher", Path(self.config.teacher)), ("student", self.start_directory)):
+            weights = sorted(place.glob("*.safetensors")) if place.is_dir() else []
+            digests[name] = _digest(repr([(path.name, path.stat().st_size) for path in weights]))
+            for path in weights:
+                digests[f"{name} {path.name}"] = _digest(path.read_bytes())
+        return digests
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -130,6 +157,27 @@ class Workspace:
             spec = str(WARM_START)
         tokenizer = getattr(teacher, "tokenizer", None)
         return build_student(spec, tokenizer=tokenizer, vocab_size=teacher.vocab_size, seed=seed)
+
+    @property
+    def start_directory(self) -> Path:
+        """Where students start, if that is a directory."""
+        return WARM_START if self.config.student == WARM_START_NAME else Path(self.config.student)
+
+    def check_student(self, student: Student) -> None:
+        """Raises: InputError: a student that this run would break, or one that was trained on held-out prompts."""
+        refuse_training_prompts(self.start_directory, [*self.splits.validation, *self.splits.test])
+        longest = max(len(self.teacher.encode(prompt.text)) for part in self.splits for prompt in part)
+        needed = min(longest + self.config.max_new_tokens, self.teacher.context_limit)
+        if (limit := context_limit_of(student.model)) < needed:
+            raise InputError(
+                f"student {self.config.student!r} sees {limit} tokens, the run needs {needed} (longest prompt and "
+                "max_new_tokens); lower these, or take a student with a longer context"
+            )
+        if 1.0 in self.masses and student.vocab_size < self.teacher.vocab_size:
+            raise InputError(
+                f"top_p = 1 needs all {self.teacher.vocab_size} output rows of the teacher, student "
+                f"{self.config.student!r} has {student.vocab_size}; take top_p below 1, or a size name"
+            )
 
     def student_directory(self, cell: Cell) -> Path:
         """Where a cell's student is saved; with several top_p its name says which."""
@@ -197,6 +245,10 @@ def write(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
+
+
+def _digest(content: str | bytes) -> str:
+    return hashlib.blake2b(content.encode() if isinstance(content, str) else content, digest_size=8).hexdigest()
 
 
 def cells_of(agents: Sequence[str], seeds: Sequence[int], masses: Sequence[float]) -> list[Cell]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -49,14 +50,13 @@ def table_rows(out: Path) -> list[dict[str, str]]:
 
 def test_a_comparison_leaves_everything_it_promises(tmp_path: Path) -> None:
     config = small(tmp_path, seeds=2, top_p=(0.8, 0.9))
+    order = [("teacher", 0), ("start", 0), ("start", 1), ("bc", 0), ("soft_q", 0), ("bc", 1), ("soft_q", 1)]
     rows = compare(config)
     assert [(row.agent, row.seed, row.top_p) for row in rows] == [
-        (agent, seed, p)
-        for p in (0.8, 0.9)
-        for agent, seed in [("teacher", 0), ("start", 0), ("bc", 0), ("soft_q", 0), ("bc", 1), ("soft_q", 1)]
+        (agent, seed, p) for p in (0.8, 0.9) for agent, seed in order
     ]
     found = table_rows(config.out)
-    assert len(found) == 12 and {"forward_kl", "reverse_kl", "leak", "speed_up", "teacher_tokens"} <= found[0].keys()
+    assert len(found) == 14 and {"forward_kl", "reverse_kl", "leak", "speed_up", "teacher_tokens"} <= found[0].keys()
     teacher = next(row for row in found if row["agent"] == "teacher")
     assert float(teacher["forward_kl"]) == 0 and float(teacher["agreement"]) == 1
     for name in ("learning_curves", "quality_by_top_p"):
@@ -65,7 +65,7 @@ def test_a_comparison_leaves_everything_it_promises(tmp_path: Path) -> None:
     assert len(list(config.out.glob("students/*-p0.8-seed1/config.json"))) == 2
     assert from_mapping(CompareConfig, read_yaml(config.out / "config.yaml"), "") == config
     assert "| bc " in (config.out / "results.md").read_text()
-    curve = rows[2].curve
+    curve = rows[3].curve
     assert [point["updates"] for point in curve] == [0, 3, 6] and {"forward_kl", "leak"} <= curve[0].keys()
 
 
@@ -105,7 +105,7 @@ def test_seeds_and_agents_can_be_added_to_a_run(tmp_path: Path) -> None:
     compare(config)
     before = (config.out / "cells/bc-p0.9-seed0/result.json").stat().st_mtime_ns
     rows = compare(replace(config, agents=("bc", "kd"), seeds=2))
-    assert len(rows) == 6 and (config.out / "cells/bc-p0.9-seed0/result.json").stat().st_mtime_ns == before
+    assert len(rows) == 7 and (config.out / "cells/bc-p0.9-seed0/result.json").stat().st_mtime_ns == before
 
 
 def test_a_stopped_cell_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def test_one_agent_is_distilled_alone_and_in_the_same_folder(tmp_path: Path) -> 
     shared = {key: value for key, value in read_yaml(config.out / "config.yaml").items() if key != "top_p"}
     known = {field: shared[field] for field in shared if field in DistillConfig.__dataclass_fields__}
     rows = distill(from_mapping(DistillConfig, {**known, "agent": "kd", "seed": 3}, ""))
-    assert [(row.agent, row.seed) for row in rows] == [("teacher", 0), ("start", 0), ("kd", 3)]
+    assert [(row.agent, row.seed) for row in rows] == [("teacher", 0), ("start", 3), ("kd", 3)]
 
 
 def test_a_cell_that_diverges_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +196,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"max_prompt_tokens": 1}, "has 2 tokens, the limit is 1"),
     ({"agent_config": ("soft_q.lrr=1",)}, "did you mean lr"),
     ({"agent_config": ("soft_q.gamma=0.5",)}, "set --gamma"),
+    ({"agent_config": ("soft_q.lr=abc",)}, "lr is 'abc'; it must be float"),
+    ({"agent_config": ("soft_q.n=2.5",)}, "n is 2.5; it must be int"),
     ({"agent_config": ("kd.lr=0.5",)}, "does not run"),
     ({"prompts": Path("nowhere.txt")}, "does not exist"),
     ({"gamma": 1.5}, "gamma"),
@@ -216,6 +218,70 @@ def test_long_prompts_are_left_out_on_request(tmp_path: Path) -> None:
     config.prompts.write_text("\n".join([*PROMPTS, "1 2 3"]))
     after = Workspace(config).splits
     assert sorted(p.text for part in after for p in part) == sorted(p.text for part in before for p in part)
+
+
+def test_changed_inputs_are_refused(tmp_path: Path) -> None:
+    config = small(tmp_path, agents=("bc",))
+    compare(config)
+    assert config.prompts is not None
+    config.prompts.write_text(config.prompts.read_text() + "\n5 5\n")
+    with pytest.raises(InputError, match="have changed since"):
+        compare(config)
+
+
+def test_a_stopped_cell_refuses_other_settings_of_its_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small(tmp_path, agents=("bc",))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "measure", lambda *args, **kwargs: stop_after_training(*args, **kwargs))
+        compare(config)
+    with pytest.raises(InputError, match=r"agent settings \{\}, now they are \{'lr': 0\.5\}"):
+        compare(replace(config, agent_config=("bc.lr=0.5",)))
+
+
+def stop_after_training(*args: Any, quick: bool = False) -> dict[str, float]:
+    """Measures along the way, and the end of the process where the trained student is measured."""
+    if quick or args[0] is None:
+        return {"forward_kl": 0.0}
+    if stop_after_training.__dict__.setdefault("start", True):
+        stop_after_training.__dict__["start"] = False
+        return {"forward_kl": 0.0}
+    raise KeyboardInterrupt
+
+
+def test_one_command_at_a_time_runs_in_a_folder(tmp_path: Path) -> None:
+    config = small(tmp_path)
+    first = Workspace(config)
+    first.open()
+    with pytest.raises(InputError, match="another command is running"):
+        Workspace(config).open()
+
+
+def test_a_student_that_cannot_see_the_whole_text_is_refused(tmp_path: Path) -> None:
+    teacher = save_tiny("llama", tmp_path / "teacher")
+    prompts = tmp_path / "w.txt"
+    prompts.write_text("\n".join(f"w{i} " * 30 for i in range(3, 20)))
+    config = small(tmp_path, teacher=str(teacher), student=str(save_tiny("gpt2", tmp_path / "s")), prompts=prompts)
+    compare_config = replace(config, max_new_tokens=200, agents=("bc",))
+    assert Workspace(compare_config).check_student(Workspace(compare_config).student(0)) is None
+    short = Workspace(compare_config).student(0)
+    short.model.config.n_positions = short.model.config.max_position_embeddings = 64
+    with pytest.raises(InputError, match="sees 64 tokens, the run needs 128"):
+        Workspace(compare_config).check_student(short)
+
+
+def test_a_student_is_not_measured_on_what_its_start_was_trained_on(tmp_path: Path) -> None:
+    config = small(tmp_path, agents=("bc",))
+    compare(config)
+    start = config.out / "students/bc-seed0"
+    again = replace(config, student=str(start), out=tmp_path / "again")
+    compare(again)
+    before, after = (
+        set(json.loads((out / TRAINED_ON).read_text())) for out in (start, again.out / "students/bc-seed0")
+    )
+    assert before <= after
+    (start / TRAINED_ON).write_text(json.dumps([prompt_hash(Workspace(config).splits.test[0].text)]))
+    with pytest.raises(InputError, match="was trained on 1 of these"):
+        compare(replace(again, out=tmp_path / "third"))
 
 
 def test_the_folder_of_another_run_is_refused(tmp_path: Path) -> None:

@@ -49,6 +49,11 @@ def test_rouge_takes_the_best_reference_and_passes_over_texts_without_one() -> N
     assert rouge_l(["a"], [[]]) is None
 
 
+def test_rouge_reads_every_script() -> None:
+    assert rouge_l(["Ваш заказ готов"], [["ваш ЗАКАЗ, готов!"]]) == 1.0
+    assert rouge_l(["你好"], [["好"]]) == pytest.approx(2 / 3) and rouge_l(["Größe"], [["Gr"]]) == 0.0
+
+
 def test_task_measures_by_hand() -> None:
     prompts = [
         Prompt("p", tags=("critical",), checks=Checks(copied=("12",), required=("recall notice", "stop"))),
