@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from gymnasium.vector import AutoresetMode
 from torch import Tensor
 from tqdm import tqdm
 
@@ -42,10 +43,16 @@ def collect(
         student: causal LM that walks a share of the episodes; None: the teacher walks all.
         student_share: probability that an episode is the student's.
         progress: label of a progress bar; None shows none.
-    Raises: InputError: whole vocabularies of candidates would not fit in memory, or a share without a student.
+    Raises: InputError: a count below 1, an env without next-step autoreset, whole vocabularies of candidates that would
+        not fit in memory, or a share without a student.
     """
     if not 0.0 <= student_share <= 1.0 or (student_share > 0 and student is None):
         raise InputError(f"student_share = {student_share} must lie in [0, 1], and needs a student above 0")
+    if count < 1 or env.autoreset_mode is not AutoresetMode.NEXT_STEP:
+        raise InputError(
+            f"{count} episodes of an env with autoreset {env.autoreset_mode.value}: count must be at least 1, and rows "
+            'are refilled with autoreset_mode="next_step"'
+        )
     generator = torch.Generator().manual_seed(seed)
     observations, _ = env.reset(seed=seed)
     tape = _Tape(env, count)
@@ -157,7 +164,7 @@ class _Tape:
         taken = torch.from_numpy(self.tokens[row, :steps].copy())
         in_set = torch.from_numpy(self.in_set[row, :steps].copy())
         slots = (ids[:-1] == taken[:, None]).logical_and(mask[:-1, :width]).int().argmax(1)
-        discounts = torch.full((1, steps), self.env.gamma)
+        discounts = torch.full((1, steps), float(self.env.gamma))
         discounts[0, -1] *= not terminated
         rewards, teacher_logp, behaviour_logp = torch.from_numpy(self.scalars[:, row, :steps].copy())
         return Episodes(

@@ -142,7 +142,7 @@ def from_mapping(kind: type[C], values: Mapping[str, Any], source: str) -> C:
     converted = {}
     for key, value in values.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
+            near = difflib.get_close_matches(str(key), known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise InputError(f"{source}: {kind.__name__} has no setting {key!r}{hint}")
         converted[key] = _converted(hints[key], value, f"{source}: {key}")
@@ -159,7 +159,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"settings file {str(path)!r} does not exist (presets: {known})")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold a mapping of settings, not {type(values).__name__}")
@@ -192,7 +192,11 @@ def _number(text: str) -> Any:
     try:
         return float(text) if not text.lstrip("-").isdecimal() else int(text)
     except ValueError:
+        pass
+    try:
         return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"the value {text!r} of an agent setting is no YAML scalar; quote it") from error
 
 
 def _converted(hint: Any, value: Any, who: str) -> Any:

@@ -48,7 +48,8 @@ def token_measures(student: Tensor, teacher: Tensor, p: float, max_candidates: i
 
 
 def _divergence(p: Tensor, q: Tensor) -> Tensor:
-    return torch.where(p.isfinite(), p.exp() * (p - q), 0.0).sum(-1).clamp(min=0.0)
+    # A token without mass adds nothing, also where its log-probability is finite and the other's is not.
+    return torch.where(p.exp() > 0, p.exp() * (p - q), 0.0).sum(-1).clamp(min=0.0)
 
 
 def common_vocabulary(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from agents.episodes import Episodes
-from envs.candidates import normalise
+from envs.candidates import normalise, top_p
 from envs.decode import last_logits
 from envs.errors import InputError
 from envs.hf_teacher import HFTeacher
-from envs.table_teacher import toy
+from envs.table_teacher import TableTeacher, toy
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.collect import attach, collect
-from tests.envs.models import VOCABULARY, tiny_model, tiny_tokenizer
+from tests.envs.models import VOCABULARY, tiny_model, tiny_tokenizer, twentieths
 
 TOY = toy()
 
@@ -73,6 +73,10 @@ def test_short_episodes_are_not_preferred() -> None:
     assert at_once == pytest.approx([0.3, 0.3], abs=0.04)
 
 
+def test_a_whole_number_is_a_discount_too() -> None:
+    assert collect(env(gamma=1, max_new_tokens=1), 2, seed=0).discounts.dtype == torch.float32
+
+
 def test_sqil_pays_the_teacher_alone() -> None:
     walker = tiny_model("llama", vocabulary=6)
     mixed = collect(env(reward="sqil"), 60, seed=0, student=walker, student_share=0.5)
@@ -115,5 +119,138 @@ def test_what_is_attached_is_the_teachers_whole_distribution_at_each_step() -> N
 def test_what_cannot_be_collected_is_said() -> None:
     with pytest.raises(InputError, match=r"student_share = 0\.5 must lie in \[0, 1\], and needs a student"):
         collect(env(), 4, seed=0, student_share=0.5)
+    for options, count in (({"autoreset_mode": "same_step"}, 4), ({}, 0)):
+        with pytest.raises(InputError, match="count must be at least 1, and rows"):
+            collect(env(**options), count, seed=0)
     with pytest.raises(InputError, match="GiB for 100000000 episodes"):
         collect(env(top_p=1.0), 100_000_000, seed=0)
+
+
+def chi_square(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
+    """Pearson's statistic over the possible tokens; the impossible ones must not have come."""
+    expected = probabilities * counts.sum(-1, keepdim=True)
+    possible = expected > 0
+    assert not counts[~possible].any()
+    return float((((counts - expected) ** 2)[possible] / expected[possible]).sum())
+
+
+def test_the_first_begun_come_back_in_their_order_however_many_rows_run() -> None:
+    """Token n leads to n − 1 alone: replies of one to four tokens, of which the short ones finish first."""
+    countdown = TableTeacher(np.eye(5)[[0, 0, 1, 2, 3]], "countdown")
+    found = [
+        collect(env(rows, teacher=countdown, prompts=[[1], [2], [3], [4]]), 10, seed=seed)
+        for seed in range(3)
+        for rows in (1, 3, 7)
+    ]
+    for alone, *together in (found[:3], found[3:6], found[6:]):
+        assert all(equal(alone, other) for other in together)
+        assert sorted(alone.length[:8].tolist()) == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_the_same_env_walks_the_same_again() -> None:
+    walked = env()
+    first = collect(walked, 9, seed=4)
+    collect(walked, 5, seed=0)
+    assert equal(collect(walked, 9, seed=4), first)
+
+
+def test_the_tokens_of_every_state_follow_the_whole_softmax() -> None:
+    """Five states, 4 · 5 + 3 degrees of freedom: one walk in a thousand would lie above 49.7."""
+    table = twentieths()
+    episodes = collect(env(100, teacher=table, prompts=[[1], [2], [3], [4], [5]], top_p=0.5), 1000, seed=0)
+    before = episodes.tokens.gather(1, episodes.prompt_length[:, None] - 1 + torch.arange(6))
+    counts = torch.zeros(6, 6, dtype=torch.float64)
+    pairs = (before[episodes.steps], episodes.taken[episodes.steps])
+    counts.index_put_(pairs, torch.ones(len(pairs[0]), dtype=torch.float64), accumulate=True)
+    assert not counts[0].any() and (~episodes.in_set[episodes.steps]).any()
+    assert chi_square(counts[1:], torch.from_numpy(table.probabilities)[1:]) < 49.7
+
+
+def test_a_students_tokens_follow_its_own_whole_softmax() -> None:
+    """Six tokens, 5 degrees of freedom: one walk in a thousand would lie above 20.5."""
+    walker = tiny_model("llama", vocabulary=6)
+    student = normalise(last_logits(walker, [[1]])).exp().double()
+    assert (student[0] - torch.from_numpy(TOY.probabilities[1])).abs().max() > 0.1
+    episodes = collect(env(50, prompts=[[1]], max_new_tokens=1), 500, seed=0, student=walker, student_share=1.0)
+    counts = torch.bincount(episodes.taken[:, 0], minlength=6)[None].double()
+    assert chi_square(counts, student) < 20.5
+
+
+def test_a_quarter_of_the_episodes_is_the_students_and_every_row_logs_its_walker() -> None:
+    """200 episodes, a quarter: 50 ± 3 · 6.1. A teacher over the walker gives the walker's own distribution."""
+    walker = tiny_model("llama", vocabulary=6)
+    episodes = collect(env(20), 200, seed=0, student=walker, student_share=0.25)
+    own = ~episodes.from_teacher
+    assert 32 <= int(own.sum()) <= 68 and own[:20].any() and not own[:20].all()
+    student = attach(episodes, HFTeacher(walker, tiny_tokenizer(6)), {"teacher_logits"}).teacher_logp
+    assert student is not None
+    logged = student.gather(2, episodes.taken[..., None])[..., 0] * episodes.steps
+    torch.testing.assert_close(episodes.behaviour_logp[own], logged[own], atol=1e-4, rtol=0)
+    assert (episodes.behaviour_logp[own] - episodes.teacher_logp_taken[own]).abs().max() > 0.1
+    assert torch.equal(episodes.behaviour_logp[~own], episodes.teacher_logp_taken[~own])
+
+
+def test_rewards_inside_and_outside_the_set_by_hand() -> None:
+    """State 1 at p = .8: {2, 3, 4} of 9, 6, 2 twentieths; 0, 1 and 5, of one each, lie outside; Z = 17/20."""
+    options = {"teacher": twentieths(), "prompts": [[1]], "max_new_tokens": 1, "reward": "topp_logprob"}
+    episodes = collect(env(8, **options), 120, seed=0)
+    twentieth, slot = [1, 1, 9, 6, 2, 1], [-1, -1, 0, 1, 2, -1]
+    taken = episodes.taken[:, 0].tolist()
+    assert set(taken) == {0, 1, 2, 3, 4, 5}
+    assert episodes.slots[:, 0].tolist() == [slot[token] for token in taken]
+    assert episodes.rewards[:, 0].tolist() == pytest.approx([np.log(twentieth[token] / 17) for token in taken])
+    assert episodes.teacher_logp_taken[:, 0].tolist() == pytest.approx(
+        [np.log(twentieth[token] / 20) for token in taken]
+    )
+    assert episodes.discounts[:, 0].tolist() == pytest.approx([0.9 * (token != 0) for token in taken])
+
+
+def test_every_row_of_candidates_is_the_set_of_its_state() -> None:
+    """Rows up to `length`, the cut state among them, and none after a text that ended."""
+    episodes = collect(env(), 60, seed=2)
+    assert episodes.terminated.any() and not episodes.terminated.all()
+    for b in range(len(episodes)):
+        start, steps = int(episodes.prompt_length[b]), int(episodes.length[b])
+        for t in range(steps + (not episodes.terminated[b])):
+            wanted = top_p(torch.from_numpy(TOY.table[episodes.tokens[b, start + t - 1]]).float(), 0.8)
+            held = episodes.mask[b, t]
+            assert episodes.ids[b, t][held].tolist() == wanted.ids.tolist()
+            torch.testing.assert_close(episodes.logp[b, t][held], wanted.logp)
+
+
+def test_the_context_limit_cuts_and_leaves_candidates() -> None:
+    teacher = HFTeacher(tiny_model("llama"), tiny_tokenizer())
+    episodes = collect(env(2, teacher=teacher, prompts=[[3] * 126], max_new_tokens=9), 4, seed=0)
+    cut = ~episodes.terminated
+    assert cut.any() and set(episodes.length[cut].tolist()) == {2}
+    assert episodes.discounts[cut].flatten().tolist() == pytest.approx([0.9] * 2 * int(cut.sum()))
+
+
+def test_attached_is_the_teachers_score_of_each_text_alone_and_nothing_beyond_its_end() -> None:
+    teacher = HFTeacher(tiny_model("gpt2"), tiny_tokenizer())
+    batch = collect(env(teacher=teacher, prompts=[[3, 4, 5], [6]], max_new_tokens=40), 6, seed=0)
+    assert len(set(batch.length.tolist())) > 1
+    found = attach(batch, teacher, ["teacher_logits"]).teacher_logp
+    assert found is not None
+    for b, (start, steps) in enumerate(zip(batch.prompt_length.tolist(), batch.length.tolist(), strict=True)):
+        alone = teacher.score([batch.tokens[b, : start + steps].tolist()])[0]
+        torch.testing.assert_close(found[b, :steps], alone[start - 1 : start + steps - 1], atol=1e-4, rtol=0)
+        assert not found[b, steps:].any()
+    with pytest.raises(InputError, match="nothing attaches rewards, values; known is teacher_logits"):
+        attach(batch, teacher, {"values", "teacher_logits", "rewards"})
+
+
+def test_only_the_whole_vocabulary_is_refused_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 episodes · 7 states · 6 slots · 13 bytes."""
+    monkeypatch.setattr("experiments.collect.MEMORY_LIMIT", 5460)
+    assert len(collect(env(top_p=1.0), 10, seed=0)) == 10
+    monkeypatch.setattr("experiments.collect.MEMORY_LIMIT", 5459)
+    assert len(collect(env(), 10, seed=0)) == 10
+    with pytest.raises(InputError, match=r"top_p = 1 keeps 6 candidates .* lower episodes, or top_p"):
+        collect(env(top_p=1.0), 10, seed=0)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_outside_0_and_1_is_refused(share: float) -> None:
+    with pytest.raises(InputError, match=rf"student_share = {share} must lie in \[0, 1\]"):
+        collect(env(), 4, seed=0, student=tiny_model("llama", vocabulary=6), student_share=share)

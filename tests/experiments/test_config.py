@@ -9,8 +9,19 @@ from typing import Any
 
 import pytest
 
+from agents import agent_class
 from envs.errors import InputError
-from experiments.config import PRESETS, CompareConfig, DistillConfig, agent_settings, dump, from_mapping, read_yaml
+from experiments.config import (
+    PRESETS,
+    CompareConfig,
+    DistillConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    agent_settings,
+    dump,
+    from_mapping,
+    read_yaml,
+)
 
 
 def test_a_config_comes_back_from_yaml(tmp_path: Path) -> None:
@@ -53,6 +64,16 @@ def test_a_file_that_holds_no_settings_is_named(tmp_path: Path) -> None:
             read_yaml(path)
 
 
+def test_what_yaml_reads_as_no_setting_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no setting True"):
+        from_mapping(CompareConfig, {True: 3}, "here")
+    with pytest.raises(InputError, match="no YAML scalar"):
+        agent_settings(replace(DistillConfig(), agent_config=("a.b=[1",)), "a")
+    (tmp_path / "c.yaml").write_bytes(b"teacher: \xff")
+    with pytest.raises(InputError, match="is not YAML"):
+        read_yaml(tmp_path / "c.yaml")
+
+
 def test_settings_of_single_agents() -> None:
     items = ("soft_q.lr=3e-4", "bellman_distill.c=inf", "soft_q.n=2", "kd.on=set", "my.module:A.double=false")
     config = replace(DistillConfig(), agent_config=items)
@@ -63,3 +84,91 @@ def test_settings_of_single_agents() -> None:
     for item in ("soft_q.lr", "lr=3", "soft_q.=3"):
         with pytest.raises(InputError, match=r"agent\.setting=value"):
             agent_settings(replace(config, agent_config=(item,)), "soft_q")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        DistillConfig(agent="my.module:A", top_p=1.0, checkpoint_seconds=1e-5, agent_config=("kd.on=set",)),
+        CompareConfig(teacher="null", student="1e3", agents=("yes", "12"), top_p=(), json=Path("a b/c: d")),
+        EvaluateConfig(student="~", prompt_split="test", skip_bad=True),
+        GenerateConfig(student="s", prompt=("- a", "two\nlines", "# c"), temperature=math.inf),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_every_config_comes_back_from_yaml_even_where_yaml_would_read_something_else(
+    config: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(dump(config), encoding="utf-8")
+    assert from_mapping(type(config), read_yaml(path), "here") == config
+
+
+def test_a_whole_number_becomes_a_float_where_one_is_wanted() -> None:
+    config = from_mapping(CompareConfig, {"gamma": 1, "top_p": [1, 0.5]}, "here")
+    assert [type(value) for value in (config.gamma, *config.top_p)] == [float] * 3
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"seeds": 2.5}, "seeds is 2.5; it must be int"),
+        ({"gamma": True}, "gamma is True; it must be float"),
+        ({"gamma": None}, "gamma is None; it must be float"),
+        ({"teacher": 3}, "teacher is 3; it must be str"),
+        ({"agents": None}, "agents is None; it must be str"),
+        ({"prompts": 3}, "prompts is 3; it must be Path or NoneType"),
+        ({"threads": "2"}, "threads is '2'; it must be int or NoneType"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=f"^here: {says}$"):
+        from_mapping(CompareConfig, values, "here")
+
+
+def test_a_setting_like_no_other_gets_no_hint() -> None:
+    with pytest.raises(InputError, match=r"^here: CompareConfig has no setting 'zzz'$"):
+        from_mapping(CompareConfig, {"zzz": 3}, "here")
+
+
+def test_a_missing_file_tells_the_presets_and_an_empty_one_is_no_mapping(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.yaml' does not exist \(presets: .*demo"):
+        read_yaml(tmp_path / "none.yaml")
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(InputError, match="mapping of settings, not NoneType"):
+        read_yaml(tmp_path / "empty.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3e-4", 3e-4),
+        ("-2", -2),
+        ("2.0", 2.0),
+        ("-inf", -math.inf),
+        (".inf", math.inf),
+        ("true", True),
+        ("False", False),
+        ("null", None),
+        ("x=y", "x=y"),
+        ("[1, 2]", [1, 2]),
+    ],
+)
+def test_a_setting_is_read_as_what_it_looks_like(text: str, value: Any) -> None:
+    found = agent_settings(DistillConfig(agent_config=(f"a.b={text}",)), "a")["b"]
+    assert found == value and type(found) is type(value)
+
+
+def test_the_last_word_on_a_setting_counts_and_a_broken_one_of_another_agent_is_refused() -> None:
+    assert agent_settings(DistillConfig(agent_config=("a.lr=1", "b.lr=3", "a.lr=2")), "a") == {"lr": 2}
+    for item in ("b", "b.lr", ".lr=3", "b.=3", "=3", ""):
+        with pytest.raises(InputError, match="is not of the form"):
+            agent_settings(DistillConfig(agent_config=(item,)), "a")
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_names_agents_and_settings_that_exist(preset: Path) -> None:
+    config = from_mapping(CompareConfig, read_yaml(preset), preset.name)
+    assert config.agents
+    for name in config.agents:
+        agent_class(name).make_config(**agent_settings(config, name))
