@@ -165,7 +165,7 @@ class Agent(ABC, Generic[C]):
         """One AdamW step with warm-up, cosine and clipped gradient; the rate used and the norm before clipping."""
         self.optimiser.zero_grad(set_to_none=True)
         if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
         norm = torch.nn.utils.clip_grad_norm_(self.trainables(), self.config.clip)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise DivergedError(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -196,11 +196,11 @@ class Episodes:
         Raises: InputError: the file is missing or is not such a file.
         """
         if not Path(path).is_file():
-            raise InputError(f"no episodes at {path}; write them with Episodes.save or `tdistill collect`")
+            raise InputError(f"no episodes at {path}; write them with Episodes.save")
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: _read(file, name, rows) for name in file.keys()}  # noqa: SIM118
-        except Exception as error:
+        except (SafetensorError, OSError) as error:
             raise InputError(f"{path} is not an episodes file ({error}); write it anew") from error
         return _trim({name: value.long() if name in INTEGERS else value for name, value in tensors.items()})
 

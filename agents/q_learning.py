@@ -40,7 +40,7 @@ class QLearning(ValueAgent[QConfig]):
         return FixedPoint("hard", gamma=config.gamma, alpha=config.alpha, reward=config.reward)
 
     @property
-    def bounded(self) -> bool:  # type: ignore[override]
+    def bounded(self) -> bool:
         """(4d) holds at every α: the hard optimum does not depend on it."""
         return self.config.reward == "logprob"
 

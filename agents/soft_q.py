@@ -54,7 +54,7 @@ class SoftQ(ValueAgent[SoftQConfig]):
         return FixedPoint("soft", gamma=config.gamma, alpha=config.alpha, reward=config.reward)
 
     @property
-    def bounded(self) -> bool:  # type: ignore[override]
+    def bounded(self) -> bool:
         """V* <= 0 needs α <= 1; the lower bound of (4d) is for α = 1, where alone `min_mass` is read."""
         return self.config.reward == "logprob" and self.config.alpha <= 1
 

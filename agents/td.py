@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -67,7 +68,10 @@ V = TypeVar("V", bound=ValueConfig)
 class ValueAgent(Agent[V]):
     """A Q learner with a target network, values held to (4d) and Q held under its reward; `bounded` says when."""
 
-    bounded: bool
+    @property
+    @abstractmethod
+    def bounded(self) -> bool:
+        """Whether (4d) holds for this agent's values."""
 
     def __init__(self, student: Scorer, config: V, *, seed: int, total_updates: int) -> None:
         super().__init__(student, config, seed=seed, total_updates=total_updates)

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 
+# transformers carries no types, so its classes are Any to the checker.
 class SharedColumnLayer(CacheLayerMixin):  # type: ignore[misc]
     """Keys and values (N, H, C, D) of one layer; all rows write the same column, and the buffer grows by doubling."""
 

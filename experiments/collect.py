@@ -88,7 +88,7 @@ class _Tape:
 
     def __init__(self, env: TopPTokenVectorEnv, count: int) -> None:
         rows, steps = env.num_envs, env.max_new_tokens
-        slots = int(env.single_action_space.n)  # type: ignore[attr-defined]
+        slots = env.candidates.ids.shape[-1]
         needed = count * (steps + 1) * slots * 13
         if needed > MEMORY_LIMIT and env.top_p == 1.0:
             raise InputError(

@@ -7,11 +7,14 @@ import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from envs.errors import InputError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 PRESETS = Path(__file__).parent / "presets"
 WARM_START_NAME = "warm-start"
@@ -129,7 +132,7 @@ class GenerateConfig:
     seed: int = 0
 
 
-C = TypeVar("C")
+C = TypeVar("C", bound="DataclassInstance")
 
 
 def from_mapping(kind: type[C], values: Mapping[str, Any], source: str) -> C:
@@ -138,7 +141,7 @@ def from_mapping(kind: type[C], values: Mapping[str, Any], source: str) -> C:
     Raises: InputError: a key that the config does not have, or a value of another type.
     """
     hints = typing.get_type_hints(kind)
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    known = {field.name for field in fields(kind)}
     converted = {}
     for key, value in values.items():
         if key not in known:

@@ -153,7 +153,7 @@ class CosineTrainer:
     def update(self, tokens: Tensor, labels: Tensor) -> float:
         loss = reply_loss(self.model, tokens, labels)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.schedule.step()

@@ -96,7 +96,7 @@ def _epoch(student: Any, optimizer: Any, pairs: list[Pair], size: int, generator
     for batch in batches:
         loss = reply_loss(student, *pack([pairs[index] for index in batch], pad))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         total += float(loss.detach())

@@ -24,6 +24,7 @@ from functools import cached_property
 from pathlib import Path
 
 import yaml
+from safetensors import SafetensorError
 
 from agents.episodes import Episodes
 from agents.student import Student, build_student
@@ -228,7 +229,7 @@ def full_disk_is_said(out: Path) -> Iterator[None]:
     """Turns whatever a full disk raises (an OSError, or an error of torch's or safetensors' own) into an InputError."""
     try:
         yield
-    except Exception as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         room = shutil.disk_usage(next(place for place in (out, *out.resolve().parents) if place.exists())).free
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         if full or ("PytorchStreamWriter" in str(error) and room < 2**24):
