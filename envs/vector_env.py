@@ -21,7 +21,7 @@ from envs.errors import InputError
 from envs.prompts import Prompt
 from envs.rendering import render_state
 from envs.rewards import Reward, Step, make_reward
-from envs.teachers import Teacher, load_teacher
+from envs.teachers import Teacher, load_teacher, scores_of
 
 Array = npt.NDArray[Any]
 Observation = dict[str, Array]
@@ -243,7 +243,7 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
             row = int(resetting.argmax())
             raise ResetNeeded(f'row {row} has ended; reset it with options={{"reset_mask": ...}}')
         acting = torch.from_numpy(~resetting)
-        taken_logp = self.log_probs.gather(1, tokens[:, None])[:, 0].clamp(min=PAD_LOGP, max=0.0)
+        taken_logp = self._logp_of(tokens)
         in_set = ((before.ids == tokens[:, None]) & before.mask).any(1)
         self._in_set = (in_set | ~acting).numpy()
         self._token = torch.where(acting, tokens, -1).numpy()
@@ -265,6 +265,11 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         self._print()
         infos = self._begin_at_once() if self.autoreset_mode == AutoresetMode.SAME_STEP else self._infos()
         return self._observe(), rewards, terminated, truncated, infos
+
+    def _logp_of(self, tokens: Tensor) -> Tensor:
+        logits, norm = scores_of(self._walk)
+        chosen = logits.gather(1, tokens[:, None].to(logits.device))[:, 0].float() - norm
+        return chosen.clamp(min=PAD_LOGP, max=0.0).cpu()
 
     def _append(self, tokens: Array, acting: npt.NDArray[np.bool_]) -> None:
         """Write the tokens of the rows that act, and see which of these end: by themselves, or because they must."""
@@ -298,11 +303,14 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
             self._length[row] = self._prompt_length[row] = len(card.ids)
         self._ended[rows] = self._terminated[rows] = False
         self._token[rows], self._in_set[rows] = -1, True
+        if given is None and (expect := getattr(self._walk, "expect", None)):
+            expect(self._deck.next_ids(self.num_envs, self.np_random))
         self._walk.start(rows, [card.ids for card in cards])
 
     def _look(self) -> None:
         """The candidates of every row's state; none where the text has ended by itself."""
-        found = top_p(self.log_probs, self.top_p, self._slots)
+        logits, norm = scores_of(self._walk)
+        found = Candidates(*(part.cpu() for part in top_p(logits, self.top_p, self._slots, log_norm=norm)))
         if self._terminated.any():
             gone = torch.from_numpy(self._terminated)[:, None]
             found = Candidates(
