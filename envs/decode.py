@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +16,7 @@ from envs.candidates import log_norm
 from envs.engine import make_engine
 from envs.errors import InputError
 from envs.sequences import context_limit_of
-
-if TYPE_CHECKING:
-    from envs.teachers import Walk
+from envs.walk import Expectant, Walk, scores_of
 
 
 class Decoder:
@@ -114,15 +114,14 @@ def decode(
     """
     is_teacher = hasattr(policy, "walk")
     limit = policy.context_limit if is_teacher else context_limit_of(policy)
-    rows = min(rows, len(prompts))
     replies: list[list[int]] = [[] for _ in prompts]
-    if not prompts:
+    if not (rows := min(rows, len(prompts))):
         return replies
     ends = torch.tensor(sorted(eos_ids))
     uniforms = np.zeros((rows, max_new_tokens))
     decoder: Walk = policy.walk(rows) if is_teacher else Decoder(policy, rows)
     serving = np.full(rows, -1)  # which prompt a row serves; -1: none
-    queue = iter(range(len(prompts)))
+    queue = deque(range(len(prompts)))
     with tqdm(total=len(prompts), desc=progress, unit="reply", disable=progress is None, leave=False) as bar:
         while True:
             _refill(decoder, serving, queue, prompts, uniforms, seed)
@@ -130,7 +129,8 @@ def decode(
             if not active.any():
                 return replies
             ages = np.array([len(replies[index]) if index >= 0 else 0 for index in serving])
-            tokens = _draw(decoder.log_probs[:, :vocabulary], temperature, uniforms[np.arange(len(serving)), ages])
+            logits = scores_of(decoder)[0][:, :vocabulary]
+            tokens = _draw(logits, temperature, uniforms[np.arange(len(serving)), ages])
             ended = torch.isin(tokens, ends)
             for row in active.nonzero()[:, 0].tolist():
                 reply, prompt = replies[serving[row]], prompts[serving[row]]
@@ -148,27 +148,30 @@ def decode(
 def _refill(
     decoder: Walk,
     serving: np.ndarray[Any, Any],
-    queue: Any,
+    queue: deque[int],
     prompts: Sequence[Sequence[int]],
     uniforms: np.ndarray[Any, Any],
     seed: int,
 ) -> None:
     free = (serving < 0).nonzero()[0].tolist()
-    taken = [(row, index) for row, index in zip(free, queue, strict=False)]
+    taken = [(row, queue.popleft()) for row in free[: len(queue)]]
     for row, index in taken:
         serving[row] = index
         uniforms[row] = np.random.default_rng([seed, index]).random(uniforms.shape[1])
     if taken:
+        if isinstance(decoder, Expectant):
+            decoder.expect([prompts[index] for index in islice(queue, len(serving))])
         decoder.start([row for row, _ in taken], [prompts[index] for _, index in taken])
 
 
-def _draw(logp: Tensor, temperature: float, uniforms: np.ndarray[Any, Any]) -> Tensor:
+def _draw(logits: Tensor, temperature: float, uniforms: np.ndarray[Any, Any]) -> Tensor:
     """One token a row, (N,): the most probable at temperature 0, else the inverse of the distribution at a uniform."""
+    logits = logits.float().cpu()
     if temperature == 0:
-        return logp.argmax(-1)
-    mass = torch.softmax(logp / temperature, -1).double().cumsum(-1)
+        return logits.argmax(-1)
+    mass = torch.softmax(logits / temperature, -1).double().cumsum(-1)
     drawn = torch.searchsorted(mass, torch.from_numpy(uniforms)[:, None] * mass[:, -1:], right=True)[:, 0]
-    return drawn.clamp(max=logp.shape[-1] - 1)
+    return drawn.clamp(max=logits.shape[-1] - 1)
 
 
 def _shrink(

@@ -166,9 +166,11 @@ def _probed_against(model: Any, blocks: bool) -> str:
             engine.step(tokens, active)
         engine.start([1], [text(4, 2, 6, 1)], [])
         found = engine.step(torch.tensor([2, 3, 4]) % width, torch.ones(3, dtype=torch.bool))
-    except (TypeError, ValueError, IndexError, RuntimeError, AttributeError, KeyError, NotImplementedError) as error:
+    except (TypeError, ValueError, IndexError, RuntimeError, AttributeError, KeyError) as error:
         return f"its forward does not take a shared cache ({type(error).__name__}: {error})"
     ends = [[*texts[0], *text(1, 1, 1, 2)], text(4, 2, 6, 1, 3), [*texts[2], *text(4)]]
     alone = torch.cat([normalise(last_logits(model, [end])) for end in ends])
     gap = float((normalise(found) - alone).abs().max())
-    return "" if gap <= TOLERANCE else f"a shared cache is off by {gap:.1g} nats"
+    # In half precision two exact paths differ by its rounding; what the probe is to find is off by more.
+    allowed = max(TOLERANCE, 64 * torch.finfo(found.dtype).eps if found.dtype.itemsize < 4 else 0.0)
+    return "" if gap <= allowed else f"a shared cache is off by {gap:.1g} nats"

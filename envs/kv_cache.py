@@ -165,7 +165,7 @@ def _attend(
     """Attention of one new token a row, (N, Hq, 1, D) on (N, H, C, D), block by block; (N, 1, Hq, D) in return."""
     unknown = {name for name, given in options.items() if given is not None and name not in PLAIN}
     if unknown:
-        raise NotImplementedError(f"attention with {', '.join(sorted(unknown))}")
+        raise TypeError(f"attention by blocks takes no {', '.join(sorted(unknown))}")
     heads, width = key.shape[1], query.shape[-1]
     grouped = query.reshape(len(query), heads, -1, width)  # (N, H, Hq / H, D): heads that share their keys
     scale = width**-0.5 if scaling is None else scaling

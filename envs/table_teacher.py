@@ -12,7 +12,7 @@ from torch import Tensor
 
 from envs.candidates import normalise
 from envs.errors import InputError
-from envs.teachers import Walk
+from envs.walk import Walk
 
 EOS = 0
 

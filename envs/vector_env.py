@@ -21,7 +21,8 @@ from envs.errors import InputError
 from envs.prompts import Prompt
 from envs.rendering import render_state
 from envs.rewards import Reward, Step, make_reward
-from envs.teachers import Teacher, load_teacher, scores_of
+from envs.teachers import Teacher, load_teacher
+from envs.walk import Expectant, scores_of
 
 Array = npt.NDArray[Any]
 Observation = dict[str, Array]
@@ -201,6 +202,7 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         if seed is not None:
             self._np_random, self._np_random_seed = gymnasium.utils.seeding.np_random(seed)
             self._deck.restart()
+            self._walk = self.teacher.walk(self.num_envs)  # what was read before must not tell in the last digits
         self._begin(chosen, given)
         self._look()
         self._print()
@@ -303,8 +305,8 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
             self._length[row] = self._prompt_length[row] = len(card.ids)
         self._ended[rows] = self._terminated[rows] = False
         self._token[rows], self._in_set[rows] = -1, True
-        if given is None and (expect := getattr(self._walk, "expect", None)):
-            expect(self._deck.next_ids(self.num_envs, self.np_random))
+        if given is None and isinstance(self._walk, Expectant):
+            self._walk.expect(self._deck.next_ids(self.num_envs, self.np_random))
         self._walk.start(rows, [card.ids for card in cards])
 
     def _look(self) -> None:

@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "measure a student or teacher directory on held-out prompts",
     "generate": "talk to a student side by side with the teacher",
     "teacher": "train the embedded teacher and its warm-start student",
+    "bench": "measure speed and memory against what people use: bench env",
 }
 USAGE = "\n".join(
     [
@@ -182,12 +183,26 @@ def _teacher(words: list[str]) -> None:
     _write_json(settings.json, _named(figures))
 
 
+def _bench(words: list[str]) -> None:
+    from envs.errors import InputError
+    from experiments.bench import env, table
+
+    if not words or words[0] != "env":
+        given = repr(words[0]) if words else "nothing"
+        raise InputError(f"bench measures env, not {given}: tdistill bench env [--help]")
+    settings = _parse(env.BenchEnvConfig, "bench env", words[1:])
+    figures = env.run(settings)
+    _write_json(settings.json, {"figures": figures})
+    print(table.of_env(figures))
+
+
 COMMAND_OF: dict[str, Callable[[list[str]], None]] = {
     "compare": _runs("CompareConfig", "compare"),
     "distill": _runs("DistillConfig", "distill"),
     "evaluate": _evaluate,
     "generate": _generate,
     "teacher": _teacher,
+    "bench": _bench,
 }
 
 if __name__ == "__main__":

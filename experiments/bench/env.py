@@ -186,7 +186,8 @@ def _figures(found: Race, vocabulary: int, rows: int) -> list[Figure]:
 
 
 def _parts(config: BenchEnvConfig, teacher: HFTeacher, rows: int) -> list[Figure]:
-    shares = parts_of(teacher, rows, prompts_of(config, teacher, rows, 0), **options_of(config))
+    begin = prompts_of(config, teacher, rows, 0)
+    shares = parts_of(teacher, rows, begin, **options_of(config))
     where = {"V": teacher.vocab_size, "N": rows}
     return [{"name": "share_of_time", "part": part, **where, "value": share} for part, share in shares.items()]
 

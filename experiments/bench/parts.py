@@ -49,10 +49,10 @@ class TimedEnv(TopPTokenVectorEnv):
         self.seconds["candidates"] += time.perf_counter() - begin
 
 
-def parts_of(teacher: HFTeacher, rows: int, prompts: list[list[int]], **options: Any) -> dict[str, float]:
+def parts_of(teacher: HFTeacher, rows: int, begin: list[list[int]], **options: Any) -> dict[str, float]:
     """Shares of the time of one episode's steps: the forward, the candidates (logits normalised, sets found), the rest.
 
-    Reading the prompts at the reset is left out.
+    Reading the prompts to `begin` with is left out.
     """
     seconds: dict[str, float] = defaultdict(float)
 
@@ -66,12 +66,12 @@ def parts_of(teacher: HFTeacher, rows: int, prompts: list[list[int]], **options:
     env.seconds = seconds
     hooks = [teacher.model.register_forward_pre_hook(before), teacher.model.register_forward_hook(after)]
     try:
-        _, infos = env.reset(options={"prompts": prompts})
+        _, infos = env.reset(options={"prompts": begin})
         seconds.clear()
-        begin = time.perf_counter()
+        started = time.perf_counter()
         for _ in range(env.max_new_tokens):
             *_, infos = env.step(infos["action_mask"].sum(1) - 1)
-        total = time.perf_counter() - begin
+        total = time.perf_counter() - started
     finally:
         for hook in hooks:
             hook.remove()

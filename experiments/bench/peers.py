@@ -29,7 +29,7 @@ def generate(model: Any, prompts: Tensor, steps: int, top_p: float) -> int:
     """`model.generate` with nucleus sampling; returns its steps."""
     options = {"do_sample": True, "top_p": top_p, "top_k": 0, "max_new_tokens": steps, "min_new_tokens": steps}
     made = model.generate(prompts, attention_mask=torch.ones_like(prompts), pad_token_id=0, **options)
-    return len(prompts) * (made.shape[1] - prompts.shape[1])
+    return len(prompts) * int(made.shape[1] - prompts.shape[1])
 
 
 class NaiveEnv:
