@@ -20,7 +20,7 @@ from envs.walk import Expectant, Walk, scores_of
 
 
 class Decoder:
-    """N texts extended together by one causal language model; see `envs.teachers.Walk`.
+    """N texts extended together by one causal language model; see `envs.walk.Walk`.
 
     One forward of all rows appends a token to each. Every row has columns of its own in one key-value cache, so that a
     row that is begun anew overwrites its text and disturbs no other; prompts are read several at a time, ahead of their
