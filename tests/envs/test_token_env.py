@@ -97,13 +97,13 @@ def test_a_clamped_slot_is_taken_modulo_the_candidates() -> None:
     assert env.step(4)[4]["token"] == 3
 
 
-def test_token_actions_pay_outside_or_refuse() -> None:
+def test_token_actions_pay_outside_or_forbid() -> None:
     env = envs.TokenActions(make())
     assert env.action_space.n == 6
     env.reset(options={"prompt": [1]})
     _, reward, _, _, info = env.step(5)
     assert reward == pytest.approx(np.log(1 / 20)) and info["in_set"] is False
-    strict = envs.TokenActions(make(), outside="refuse")
+    strict = envs.TokenActions(make(), outside="forbid")
     strict.reset(options={"prompt": [1]})
     with pytest.raises(InvalidAction, match="token 5 is outside"):
         strict.step(5)
