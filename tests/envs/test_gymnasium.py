@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import json
 import pickle
 import warnings
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -501,6 +503,15 @@ def test_closing_twice_is_closing_once() -> None:
     with make() as env:
         env.reset()
     assert env.unwrapped.vector.closed
+
+
+def test_closing_lets_go_of_the_walk_with_its_cache() -> None:
+    env = make(teacher=HFTeacher(tiny_model("llama"), tiny_tokenizer()), prompts=[[3]])
+    env.reset(seed=0)
+    walk = weakref.ref(env.unwrapped.vector._walk)
+    env.close()
+    gc.collect()
+    assert walk() is None
 
 
 def test_a_spec_is_json() -> None:
