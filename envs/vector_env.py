@@ -53,7 +53,8 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
 
     ## Starting State
     A prompt; prompts are visited in a seeded random order, each once per pass; a reset without a seed goes on in it.
-    `reset(options={"prompts": [...]})` chooses them, one a row to be reset (texts, or lists of token ids).
+    `reset(options={"prompts": [...]})` chooses them, one a row to be reset (texts, or lists of token ids), and
+    `{"prompt": ...}` one for all.
 
     ## Rewards
     Equation (2), chosen by `reward`; by default log π_T(a|s) in nats, not below −10,000. See `envs.rewards`.
@@ -73,7 +74,7 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
 
     ## Arguments
     * `teacher`: a name, a directory, a hub id, a `Teacher`, or `(model, tokenizer)`. Its sampling settings (top_k,
-      penalties) are ignored. Gymnasium deep-copies what `make` is given: a `Teacher` stays itself, a pair is copied.
+      penalties) are ignored. It is a handle: Gymnasium deep-copies specs, and a `Teacher` stays itself.
     * `prompts`: a file, texts, lists of token ids, or None, the embedded training split.
     * `top_p`, `max_candidates`: equation (1); None keeps every slot, K = V.
     * `max_prompt_tokens`: None = the longest prompt given. `max_new_tokens`: the budget, EOS included.
@@ -84,7 +85,8 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
     ## Version History
     * v0: first version.
 
-    Raises: InputError: an argument out of range, no prompt, or one longer than max_prompt_tokens or the context.
+    Raises: InputError: an argument out of range or of another type, no prompt, one longer than max_prompt_tokens or the
+        context, or a budget that the context has no room for after any prompt.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012

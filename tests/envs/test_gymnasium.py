@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import gc
-import inspect
-import json
-import pickle
-import warnings
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -15,10 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-import torch
-from gymnasium.envs.registration import EnvSpec
-from gymnasium.error import InvalidAction, ResetNeeded
-from gymnasium.utils.env_checker import check_env
+from gymnasium.error import ResetNeeded
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 from gymnasium.wrappers.vector import (
@@ -27,17 +20,13 @@ from gymnasium.wrappers.vector import (
     TransformReward,
 )
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorRecordEpisodeStatistics
-from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import envs
 import envs.wrappers
 from envs.errors import InputError
 from envs.hf_teacher import HFTeacher
-from envs.table_teacher import TableTeacher
-from envs.teachers import load_teacher
 from tests.envs.models import tiny_model, tiny_tokenizer, twentieths
 
-IDS = sorted(spec.id for spec in gymnasium.registry.values() if spec.namespace == "tdistill")
 ID = "tdistill/TopPToken-v0"
 MAKE: dict[str, Any] = {"teacher": "table:toy", "prompts": [[1], [5, 3], [2]], "top_p": 0.8, "max_new_tokens": 5}
 MODES = ["next_step", "same_step", "disabled"]
@@ -56,15 +45,6 @@ def make_vec(rows: int = 3, mode: str = "next_step", **kwargs: Any) -> VectorEnv
 
 def legal(rng: np.random.Generator, observations: dict[str, np.ndarray]) -> np.ndarray:
     return np.array([rng.integers(max(1, count)) for count in observations["mask"].sum(1)])
-
-
-def advance(env: VectorEnv, slots: np.ndarray, mode: str) -> tuple[Any, ...]:
-    """A step, and in mode "disabled" the reset of the rows that ended in it."""
-    result = env.step(slots)
-    over = result[2] | result[3]
-    if mode == "disabled" and over.any():
-        env.reset(options={"reset_mask": over})
-    return result
 
 
 # make
@@ -302,56 +282,6 @@ def test_a_time_limit_cuts_inside_and_around_token_actions() -> None:
         envs.TokenActions(make(max_episode_steps=1))
 
 
-# both checkers
-
-
-def wrapped() -> list[tuple[str, Callable[[gymnasium.Env], gymnasium.Env]]]:
-    """Every wrapper of this project, in the settings in which any action is legal."""
-    found = [
-        (name, one)
-        for name, one in inspect.getmembers(envs.wrappers, inspect.isclass)
-        if issubclass(one, gymnasium.Wrapper) and one.__module__ == "envs.wrappers"
-    ]
-    assert {"ClampSlot", "TokenActions"} <= {name for name, _ in found}
-    return [*found, ("forbid", lambda env: envs.TokenActions(env, outside="forbid"))]
-
-
-@pytest.mark.parametrize("render_mode", [None, "ansi", "human"])
-@pytest.mark.parametrize(("name", "wrapper"), wrapped())
-@pytest.mark.parametrize("id_", IDS)
-def test_both_checkers_pass_without_a_warning(id_: str, name: str, wrapper: Any, render_mode: str | None) -> None:
-    # Checkers sample without a mask; nothing is outside where every token always has the same probability and p = 1.
-    even = {"teacher": TableTeacher(np.full((6, 6), 1 / 6)), "top_p": 1.0, "max_candidates": None}
-    options: dict[str, Any] = {"render_mode": render_mode, **(even if name == "forbid" else {})}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message=".*different from the unwrapped")
-        check_env(wrapper(make(id_, **options)))
-        sb3_check_env(wrapper(make(id_, **options)))
-
-
-@pytest.mark.parametrize("id_", IDS)
-def test_the_passive_checker_of_make_has_nothing_to_say(id_: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        env = make(id_, disable_env_checker=False, render_mode="ansi")
-        assert "PassiveEnvChecker" in str(env)
-        for outer in (env, envs.TokenActions(make(id_, disable_env_checker=False))):
-            outer.reset(seed=0, options={"prompt": [5]})
-            for action in (3, 3):  # slot 3, and token 3, at 5; then slot 0 alone
-                outer.step(min(action, int(outer.unwrapped.vector.candidates.sizes[0]) - 1))
-        assert isinstance(env.render(), str)
-        env.close()
-
-
-def test_a_broken_environment_would_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checks see a seed that is not heeded."""
-    reset = envs.TopPTokenEnv.reset
-    monkeypatch.setattr(envs.TopPTokenEnv, "reset", lambda self, *, seed=None, options=None: reset(self))
-    with pytest.raises(AssertionError, match="seed"), warnings.catch_warnings(action="ignore"):
-        check_env(envs.ClampSlot(make()))
-
-
 # seeds and spaces
 
 
@@ -406,80 +336,6 @@ def test_token_actions_sample_by_their_mask_and_stay_inside(outside: str) -> Non
         assert info["action_mask"].any() == truncated
 
 
-# specs
-
-
-def test_specs_of_named_teachers_go_through_json_and_pickle_with_their_wrappers() -> None:
-    env = envs.ClampSlot(TimeLimit(make(), 3))
-    tokens = envs.TokenActions(make(), outside="forbid")
-    for made in (env, tokens, make()):
-        assert made.spec is not None
-        for again in (EnvSpec.from_json(made.spec.to_json()), pickle.loads(pickle.dumps(made.spec))):
-            remade = gymnasium.make(again)
-            assert str(remade) == str(made) and remade.action_space == made.action_space
-            one, other = made.reset(seed=5), remade.reset(seed=5)
-            assert_same(one[0], other[0])
-            assert_same(one[1], other[1])
-            assert made.unwrapped.vector.teacher is remade.unwrapped.vector.teacher
-    remade = gymnasium.make(EnvSpec.from_json(tokens.spec.to_json()))  # type: ignore[union-attr]
-    remade.reset(options={"prompt": [1]})
-    with pytest.raises(InvalidAction):  # "forbid" came along
-        remade.step(5)
-
-
-def test_specs_of_vectors_go_through_json_and_pickle() -> None:
-    env = make_vec(2, "same_step")
-    for spec in (EnvSpec.from_json(env.spec.to_json()), pickle.loads(pickle.dumps(env.spec))):
-        again = gymnasium.make_vec(spec)
-        assert again.num_envs == 2 and again.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
-        assert_same(env.reset(seed=1)[0], again.reset(seed=1)[0])
-
-
-def test_what_a_teacher_object_cannot_do_is_said() -> None:
-    teacher = HFTeacher(tiny_model("llama"), tiny_tokenizer(), name="mine")
-    env = make(teacher=teacher)
-    with pytest.raises(TypeError, match="HFTeacher is not JSON serializable"):
-        env.spec.to_json()  # type: ignore[union-attr]
-    with pytest.raises(pickle.PicklingError, match=r"'mine' was given as an object.*save_pretrained.*directory"):
-        pickle.dumps(env.spec)
-    by_value = pickle.loads(pickle.dumps(make(teacher=TABLE).spec))  # a table is a few numbers
-    assert np.array_equal(by_value.kwargs["teacher"].table, TABLE.table)
-
-
-def test_a_teacher_loaded_by_name_is_pickled_by_name() -> None:
-    teacher = load_teacher("embedded")
-    packed = pickle.dumps(make(teacher=teacher, prompts=["Hello"]).spec)
-    assert len(packed) < 2000 and pickle.loads(packed).kwargs["teacher"] is teacher
-
-
-def resident() -> int:
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * 4096
-
-
-@pytest.mark.parametrize("given_as", ["object", "pair", "name"])
-def test_ten_wrappers_copy_no_teacher(given_as: str) -> None:
-    """By identity, by the address of the weights, and by the memory of the process: a copy would be 40 MB."""
-    model = tiny_model("llama")
-    weights = 10_000_000 * 4
-    model.ballast = torch.nn.Parameter(torch.ones(10_000_000))
-    pair = (model, tiny_tokenizer())
-    teacher: Any = {"object": HFTeacher(*pair), "pair": pair, "name": "embedded"}[given_as]
-    env = make(teacher=teacher, prompts=[[3]])
-    assert env.spec is not None
-    held, before = env.unwrapped.vector.teacher, resident()
-    layers = []
-    for number in range(10):
-        env = RecordEpisodeStatistics(env) if number % 2 else TimeLimit(env, 100)
-        assert env.spec is not None and env.spec.kwargs["teacher"] is (teacher if given_as != "pair" else held)
-        layers.append(env.spec)
-    remade = gymnasium.make(layers[-1])
-    assert remade.unwrapped.vector.teacher is held
-    address = next(held.model.parameters()).data_ptr()
-    assert next(remade.unwrapped.vector.teacher.model.parameters()).data_ptr() == address
-    assert resident() - before < weights / 2
-
-
 # order and closing
 
 
@@ -512,7 +368,3 @@ def test_closing_lets_go_of_the_walk_with_its_cache() -> None:
     env.close()
     gc.collect()
     assert walk() is None
-
-
-def test_a_spec_is_json() -> None:
-    assert json.loads(make().spec.to_json())["kwargs"]["prompts"] == MAKE["prompts"]  # type: ignore[union-attr]
