@@ -20,12 +20,13 @@ _HOMES = {
     "TokenActions": "wrappers",
     "TopPTokenEnv": "token_env",
     "TopPTokenVectorEnv": "vector_env",
+    "TopPVecEnv": "sb3",
     "load_prompts": "prompts",
     "load_teacher": "teachers",
     "make_reward": "rewards",
     "top_p": "candidates",
 }
-__all__ = sorted(_HOMES)
+__all__ = sorted(_HOMES.keys() - {"TopPVecEnv"})  # which needs an extra; `from envs import *` does not
 
 gymnasium.register(
     id="tdistill/TopPToken-v0",

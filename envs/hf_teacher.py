@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from envs.candidates import normalise
-from envs.decode import Decoder, context_limit_of, right_padded
+from envs.decode import Decoder
 from envs.errors import InputError
+from envs.sequences import context_limit_of, right_padded
 from envs.teachers import recipe_of, reload_teacher
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from envs.errors import InputError
@@ -19,9 +20,16 @@ _loaded: dict[tuple[str, bool], Teacher] = {}  # by name or resolved directory, 
 
 
 class Walk(Protocol):
-    """N texts that a model extends together, token by token."""
+    """N texts that a model extends together, token by token.
 
-    log_probs: Tensor  # (N, V) float32, nats: the next token of every row; unspecified for rows never started
+    One with `logits` (N, V) and their `log_norm` (N,) is read by these, so that (N, V) is not written anew; one with
+    `expect` is told which prompts are likely to be started next.
+    """
+
+    @property
+    def log_probs(self) -> Tensor:
+        """(N, V) float32, nats: the next token of every row; unspecified for rows never started."""
+        ...
 
     def start(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
         """Begin these rows anew with these prompts; the other rows stay as they are."""
@@ -54,6 +62,15 @@ class Teacher(Protocol):
     def score(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """Log-probabilities (B, L, V), nats, of the token after each position; right-padded, one pass."""
         ...
+
+
+def scores_of(walk: Walk) -> tuple[Tensor, Tensor]:
+    """Logits (N, V) of a walk, and their log Σ exp (N,)."""
+    logits = getattr(walk, "logits", None)
+    if logits is None:
+        return walk.log_probs, torch.zeros(len(walk.log_probs))
+    norm: Tensor = getattr(walk, "log_norm")  # noqa: B009 - not of every Walk
+    return logits, norm
 
 
 def load_teacher(spec: str | Path | Teacher | tuple[Any, Any], *, chat_template: bool = False) -> Teacher:

@@ -22,7 +22,7 @@ from envs.errors import InputError
 from envs.prompts import Prompt
 from envs.rendering import render_state
 from envs.rewards import Reward, Step, make_reward
-from envs.teachers import Teacher, load_teacher
+from envs.teachers import Teacher, load_teacher, scores_of
 
 Array = npt.NDArray[Any]
 Observation = dict[str, Array]
@@ -201,10 +201,7 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Begin all rows, or those of `options["reset_mask"]`; the infos' masks say which.
 
-        `options["prompts"]` gives each of these rows its prompt, `options["prompt"]` all of them the same one.
-
-        Raises: InputError: an option, a seed or a prompt that cannot be used; nothing has happened then.
-            ClosedEnvironmentError: after `close`.
+        Raises: InputError: what cannot be used; nothing has happened then. ClosedEnvironmentError: after `close`.
         """
         checks.check_open(self.closed)
         options = checks.options_of(options, ("prompts", "prompt", "reset_mask"))
@@ -261,7 +258,7 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
             row = int(resetting.argmax())
             raise ResetNeeded(f'row {row} has ended; reset it with options={{"reset_mask": ...}}')
         acting = torch.from_numpy(~resetting)
-        taken_logp = self.log_probs.gather(1, tokens[:, None])[:, 0].clamp(min=PAD_LOGP, max=0.0)
+        taken_logp = self._logp_of(tokens)
         in_set = ((before.ids == tokens[:, None]) & before.mask).any(1)
         self._in_set = (in_set | ~acting).numpy()
         self._token = torch.where(acting, tokens, -1).numpy()
@@ -284,6 +281,11 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         infos = self._begin_at_once() if self.autoreset_mode == AutoresetMode.SAME_STEP else self._infos()
         return self._observe(), rewards, terminated, truncated, infos
 
+    def _logp_of(self, tokens: Tensor) -> Tensor:
+        logits, norm = scores_of(self._walk)
+        chosen = logits.gather(1, tokens[:, None].to(logits.device))[:, 0].float() - norm
+        return chosen.clamp(min=PAD_LOGP, max=0.0).cpu()
+
     def _append(self, tokens: Array, acting: npt.NDArray[np.bool_]) -> None:
         """Write the tokens of the rows that act, and see which of these end: by themselves, or because they must."""
         rows = acting.nonzero()[0]
@@ -300,8 +302,7 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
             last, infos, ended = self._observe(), self._infos(), self._ended.copy()
             for row in ended.nonzero()[0].tolist():
                 single = {key: value[row] for key, value in last.items()}
-                info = row_of(infos, row)
-                finals = self._add_info(finals, {"final_obs": single, "final_info": info}, row)
+                finals = self._add_info(finals, {"final_obs": single, "final_info": row_of(infos, row)}, row)
             self._begin(ended)
             self._look()
         return self._infos() | finals
@@ -316,11 +317,14 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
             self._length[row] = self._prompt_length[row] = len(card.ids)
         self._ended[rows] = self._terminated[rows] = False
         self._token[rows], self._in_set[rows] = -1, True
+        if given is None and (expect := getattr(self._walk, "expect", None)):
+            expect(self._deck.next_ids(self.num_envs, self.np_random))
         self._walk.start(rows, [card.ids for card in cards])
 
     def _look(self) -> None:
         """The candidates of every row's state; none where the text has ended by itself."""
-        found = top_p(self.log_probs, self.top_p, self._slots)
+        logits, norm = scores_of(self._walk)
+        found = Candidates(*(part.cpu() for part in top_p(logits, self.top_p, self._slots, log_norm=norm)))
         if self._terminated.any():
             gone = torch.from_numpy(self._terminated)[:, None]
             found = Candidates(

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 import envs
 from envs.candidates import PAD_LOGP, normalise, top_p
-from envs.decode import last_logits
 from envs.errors import InputError
 from envs.hf_teacher import HFTeacher
+from envs.sequences import last_logits
 from envs.table_teacher import toy
 from envs.vector_env import TopPTokenVectorEnv
 from tests.envs.models import EXACT, VOCABULARY, tiny_model, tiny_tokenizer, twentieths

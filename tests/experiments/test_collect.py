@@ -10,9 +10,9 @@ import torch
 
 from agents.episodes import Episodes
 from envs.candidates import normalise, top_p
-from envs.decode import last_logits
 from envs.errors import InputError
 from envs.hf_teacher import HFTeacher
+from envs.sequences import last_logits
 from envs.table_teacher import TableTeacher, toy
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.collect import attach, collect
