@@ -108,8 +108,8 @@ def test_the_budget_truncates_and_leaves_candidates_to_bootstrap_from() -> None:
 
 
 def test_the_context_limit_truncates() -> None:
-    env = TopPTokenVectorEnv(1, teacher=TEACHERS["llama"], prompts=[[3] * 126], max_new_tokens=9)
-    env.reset()
+    env = TopPTokenVectorEnv(1, teacher=TEACHERS["llama"], prompts=[[3] * 119], max_prompt_tokens=126, max_new_tokens=9)
+    env.reset(options={"prompts": [[3] * 126]})
     _, _, terminated, truncated, _ = env.step_tokens([4])
     assert not (terminated[0] or truncated[0])
     observations, _, terminated, truncated, _ = env.step_tokens([4])
