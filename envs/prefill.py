@@ -13,8 +13,8 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from envs.sequences import last_hidden_only, right_padded
 
-FULL = 256  # tokens of a forward from which a wider one gains nothing
-PADDING = 0.75  # a prompt shorter than this share of the longest one goes into another forward
+FULL = 192  # tokens of a forward from which a wider one gains nothing
+PADDING = 0.8  # a prompt shorter than this share of the longest one goes into another forward
 
 
 @dataclass(frozen=True)

@@ -194,34 +194,34 @@ def _parts(config: BenchEnvConfig, teacher: HFTeacher, rows: int) -> list[Figure
 
 def _refilling(config: BenchEnvConfig, teacher: HFTeacher, rows: int, bar: tqdm[Any]) -> list[Figure]:
     """Ragged prompts and geometric lengths with refilling, over the same tokens in lock-step episodes."""
-    middle, budget = sum(RAGGED) // 2, 4 * MEAN_LENGTH
+    middle = sum(RAGGED) // 2
     rng = np.random.default_rng(1)
 
     def prompt(length: int) -> list[int]:
         drawn: list[int] = rng.integers(3, teacher.vocab_size, length).tolist()
         return drawn
 
+    ragged = [prompt(int(rng.integers(RAGGED[0], RAGGED[1] + 1))) for _ in range(32 * rows)]
+    refilling = make(config, teacher, rows, prompts=ragged, max_new_tokens=4 * MEAN_LENGTH)
+    lock_step = make(config, teacher, rows, prompts=[prompt(middle) for _ in ragged], max_new_tokens=MEAN_LENGTH)
+    refilling.reset(seed=0)
+    lock_step.reset(seed=0)
+
     def refill(turn: int) -> int:
-        prompts = [prompt(int(rng.integers(RAGGED[0], RAGGED[1] + 1))) for _ in range(8 * rows)]
-        env = make(config, teacher, rows, prompts=prompts, max_prompt_tokens=RAGGED[1], max_new_tokens=budget)
-        env.reset(seed=turn)
+        """Goes on where the round before stopped; the one that warms up brings the rows out of step."""
         taken = 0
         for _ in range(4 * MEAN_LENGTH):
-            tokens = np.where(rng.random(rows) < 1 / MEAN_LENGTH, EOS, env.candidates.ids[:, 0].numpy())
-            *_, infos = env.step_tokens(tokens)
+            tokens = np.where(rng.random(rows) < 1 / MEAN_LENGTH, EOS, refilling.candidates.ids[:, 0].numpy())
+            *_, infos = refilling.step_tokens(tokens)
             taken += int((infos["token"] >= 0).sum())
         return taken
 
     def fixed(turn: int) -> int:
-        prompts = [prompt(middle) for _ in range(8 * rows)]
-        env = make(config, teacher, rows, prompts=prompts, max_new_tokens=MEAN_LENGTH)
-        taken = 0
         for _ in range(4):
-            env.reset(seed=turn if not taken else None)
+            lock_step.reset()
             for _ in range(MEAN_LENGTH):
-                *_, infos = env.step_tokens(env.candidates.ids[:, 0].numpy())
-                taken += int((infos["token"] >= 0).sum())
-        return taken
+                lock_step.step_tokens(lock_step.candidates.ids[:, 0].numpy())
+        return 4 * MEAN_LENGTH * rows
 
     found = race({"refill": refill, "fixed": fixed}, config.repeats, bar)
     where = {"V": teacher.vocab_size, "N": rows}
