@@ -207,7 +207,7 @@ def test_truncation_taken_for_termination_is_noticed(name: str) -> None:
 
 
 class Door(Maze):
-    """One state without end: 0 waits for 0.5, 1 pushes, 2 is illegal. `Doors` pays a push if it is the only one."""
+    """One state without end: 0 waits for 0.9, 1 pushes, 2 is illegal. `Doors` pays a push if it is the only one."""
 
     action_space = spaces.Discrete(3)
 
@@ -221,7 +221,7 @@ class Door(Maze):
     def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         if action == 2:
             raise IllegalAction("2")
-        return self.look(), 0.0 if action else 0.5, False, False, {}
+        return self.look(), 0.0 if action else 0.9, False, False, {}
 
 
 class Doors(DummyVecEnv):
@@ -234,7 +234,7 @@ class Doors(DummyVecEnv):
 class DoorPolicy(TablePolicy):
     def make_q_net(self) -> Table:
         net = super().make_q_net()
-        net.q = th.nn.Parameter(th.tensor([[0.5, 0.0, 9.0]]))
+        net.q = th.nn.Parameter(th.tensor([[0.9, 0.0, 9.0]]))
         return net
 
 
