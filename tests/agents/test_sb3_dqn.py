@@ -17,10 +17,11 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
 
 from agents.errors import InputError
 from agents.sb3_dqn import MaskableDQN, MaskableMultiInputPolicy, SoftDQN, legal_argmax, legal_sample
-from tests.agents.sb3_maze import ACTIONS, END, EOS, LEGAL, TEMPTING, Maze, SharedCoin, at, build, give
+from tests.agents.sb3_maze import ACTIONS, END, EOS, LEGAL, TEMPTING, Maze, SharedCoin, at, build, give, mazes
 
 
 def as_batch(*rows: tuple[int, int, float, int, float]) -> DictReplayBufferSamples:
@@ -84,11 +85,19 @@ def test_discounts_of_a_custom_replay_buffer_are_read_by_the_hard_target_and_ref
         build(SoftDQN)._targets(batch)
 
 
-@pytest.mark.parametrize(("max_grad_norm", "step"), [(10.0, -0.25 * 0.6), (0.1, -0.25 * 0.1)])
-def test_one_gradient_step_by_hand(max_grad_norm: float, step: float) -> None:
-    """Huber inside its parabola, plain SGD: Q ← Q − lr·(Q − y), y = −0.6, on the entry taken and nowhere else."""
+@pytest.mark.parametrize(
+    ("max_grad_norm", "variance", "step"),
+    [(10.0, 1.0, -0.25 * 0.6), (0.1, 1.0, -0.25 * 0.1), (10.0, 4.0, -0.25 * 0.5)],
+)
+def test_one_gradient_step_by_hand(max_grad_norm: float, variance: float, step: float) -> None:
+    """Huber inside its parabola, plain SGD: Q ← Q − lr·(Q − y) on the entry taken and nowhere else.
+
+    y = −0.2/σ + 0.8·(−0.5), σ² the variance of returns that VecNormalize divides rewards by.
+    """
+    env = VecNormalize(mazes(1), training=False, norm_obs=False)
+    env.ret_rms.var = np.array(variance)
     sgd = {"optimizer_class": th.optim.SGD}
-    model = build(n=1, policy_kwargs=sgd, learning_rate=0.25, learning_starts=0, max_grad_norm=max_grad_norm)
+    model = build(env=env, policy_kwargs=sgd, learning_rate=0.25, learning_starts=0, max_grad_norm=max_grad_norm)
     model.learn(0)
     model.replay_buffer.add(at(0), at(1), np.array([0]), np.array([-0.2]), np.array([False]), [{}])
     give(model, target={1: [50.0, -0.5, -3.0, 50.0]})
@@ -98,7 +107,6 @@ def test_one_gradient_step_by_hand(max_grad_norm: float, step: float) -> None:
     assert moved[0, 0].item() == pytest.approx(step, rel=1e-4)
     moved[0, 0] = 0
     assert th.nan_to_num(moved).abs().max() == 0
-    assert model._n_updates == 1
 
 
 # ---- each place for itself ----
@@ -187,16 +195,27 @@ def test_epsilon_is_one_coin_an_environment() -> None:
 
 
 def test_boltzmann_frequencies() -> None:
-    """Sampled softmax(Q/α) on the legal actions; the wrong temperature is noticed."""
+    """softmax(Q/α) over three legal actions, by χ² with 2 degrees of freedom (1 in 10,000)."""
     model = build(SoftDQN, alpha=0.5)
-    give(model, online={1: [9.0, -1.0, -1.5, 9.0]})
-    assert model.exploration_rate == 0
-    drawn = model.predict(at(*[1] * 20_000))[0]
-    expected, error = 1 / (1 + math.exp(-0.5 / 0.5)), math.sqrt(0.25 / 20_000)
-    assert set(np.unique(drawn)) == {1, 2}
-    assert abs(np.mean(drawn == 1) - expected) < 5 * error
-    assert abs(1 / (1 + math.exp(-0.5)) - expected) > 20 * error
-    assert (model.predict(at(*[1] * 50), deterministic=True)[0] == 1).all()
+    give(model, online={1: [-1.0, -1.5, -0.4, 9.0]})
+    look = {"state": np.full(20_000, 1), "mask": np.tile(np.array([1, 1, 1, 0], np.int8), (20_000, 1))}
+    counts = np.bincount(model.predict(look)[0], minlength=4)
+    assert counts[3] == 0
+
+    def chi2(alpha: float) -> float:
+        weights = np.exp(np.array([-1.0, -1.5, -0.4]) / alpha)
+        expected = 20_000 * weights / weights.sum()
+        return float(((counts[:3] - expected) ** 2 / expected).sum())
+
+    assert chi2(0.5) < 18.4
+    assert chi2(0.45) > 50 and chi2(1.0) > 50
+    assert (model.predict(look, deterministic=True)[0] == 2).all()
+
+
+def test_soft_explores_by_its_temperature_alone_unless_told() -> None:
+    for left in (1.0, 0.5, 0.0):
+        assert build(SoftDQN).exploration_schedule(left) == 0
+        assert build(SoftDQN, exploration_initial_eps=0.2, exploration_final_eps=0.2).exploration_schedule(left) == 0.2
 
 
 def test_networks_run_in_the_right_mode_and_only_where_needed() -> None:
@@ -205,8 +224,10 @@ def test_networks_run_in_the_right_mode_and_only_where_needed() -> None:
     online, slow = model.q_net.modes, model.q_net_target.modes
     assert not any(slow) and slow
     del online[:]
+    updates = model._n_updates
     model.train(gradient_steps=2, batch_size=4)
     assert online == [False, True, False, True]  # the chooser, then the loss
+    assert model._n_updates == updates + 2
     del online[:]
     model.exploration_rate = 1.0
     model.predict(at(0, 1))
