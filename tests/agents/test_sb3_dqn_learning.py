@@ -1,7 +1,7 @@
 """MaskableDQN reaches the hard Q* and SoftDQN the soft Q* of a masked maze, and no planted mistake does.
 
 A learner is right when every legal Q is within TOLERANCE of value iteration and every greedy action is the optimal one;
-an illegal action raises, in training as in the score. Runs without a mistake end within 2e-6 nats.
+an illegal action raises, in training as in the score. Runs without a mistake end within 2e-5 nats.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from agents.sb3_dqn import MaskableDQN, SoftDQN
 from tests.agents.sb3_maze import END, IllegalAction, Maze, SharedCoin, Table, TablePolicy, at, build, solve
 
 TOLERANCE = 1e-3
-STEPS = 3000
+STEPS = 2000
 EPSILON = {"exploration_initial_eps": 0.3, "exploration_final_eps": 0.3}
 LEARNERS: dict[str, tuple[type[MaskableDQN], float, dict[str, Any]]] = {  # name: class, α of its Q*, settings
     "hard": (MaskableDQN, 0.0, EPSILON),
@@ -192,9 +192,9 @@ def test_a_mistake_is_noticed(name: str, mistake: Callable[[type[MaskableDQN]], 
     assert score(name, mistake) > 30 * TOLERANCE
 
 
-@pytest.mark.parametrize("alpha", [0.9, 1.1])
-def test_a_wrong_temperature_is_noticed(alpha: float) -> None:
-    assert score("soft", target_at(alpha)) > 30 * TOLERANCE
+def test_a_wrong_temperature_is_noticed_and_the_planting_alone_is_not() -> None:
+    assert score("soft", target_at(0.9)) > 30 * TOLERANCE
+    assert score("soft", target_at(1.1)) > 30 * TOLERANCE
     assert score("soft", target_at(1.0)) < TOLERANCE
 
 
