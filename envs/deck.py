@@ -41,6 +41,11 @@ class Deck:
             self._check(ids, index)
         self._queue: list[int] = []
 
+    @property
+    def shortest(self) -> int:
+        """Tokens of the shortest prompt."""
+        return min(map(len, self._ids))
+
     def __len__(self) -> int:
         return len(self._ids)
 

@@ -22,6 +22,7 @@ from envs.errors import InputError
 from envs.prompts import Prompt
 from envs.rendering import render_state
 from envs.rewards import Reward, Step, make_reward
+from envs.spaces import observation_space
 from envs.teachers import Teacher, load_teacher
 from envs.walk import Expectant, scores_of
 
@@ -127,7 +128,7 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         context = self.teacher.context_limit
         checks.check_prompt_limit(max_prompt_tokens, context)
         self._deck = Deck(self.teacher, prompts, max_prompt_tokens)
-        checks.check_budget(max_new_tokens, min(map(len, self._deck._ids)), context)
+        checks.check_budget(max_new_tokens, self._deck.shortest, context)
         self.prompts = self._deck.prompts
         """The prompts given, which `prompt_index` counts; empty where they were given as ids."""
         self.max_prompt_tokens = self._deck.longest
@@ -137,19 +138,9 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         self._make_state()
 
     def _make_spaces(self) -> None:
-        vocabulary, slots = self.teacher.vocab_size, self._slots
         self._width = self.max_prompt_tokens + self.max_new_tokens  # L
-        spaces = gymnasium.spaces
-        self.single_action_space = spaces.Discrete(slots)
-        self.single_observation_space = spaces.Dict(
-            {
-                "context": spaces.Box(0, vocabulary - 1, (self._width,), np.int32),
-                "length": spaces.Discrete(self._width + 1),
-                "ids": spaces.Box(0, vocabulary - 1, (slots,), np.int32),
-                "logp": spaces.Box(PAD_LOGP, 0.0, (slots,), np.float32),
-                "mask": spaces.MultiBinary(slots),
-            }
-        )
+        self.single_action_space = gymnasium.spaces.Discrete(self._slots)
+        self.single_observation_space = observation_space(self.teacher.vocab_size, self._slots, self._width)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
 
@@ -306,7 +297,7 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
                 single = {key: value[row] for key, value in last.items()}
                 finals = self._add_info(finals, {"final_obs": single, "final_info": row_of(infos, row)}, row)
             self._begin(ended)
-            self._look()
+            self._look(ended.nonzero()[0])
         return self._infos() | finals
 
     def _begin(self, chosen: npt.NDArray[np.bool_], given: list[Card] | None = None) -> None:
@@ -323,18 +314,24 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
             self._walk.expect(self._deck.next_ids(self.num_envs, self.np_random))
         self._walk.start(rows, [card.ids for card in cards])
 
-    def _look(self) -> None:
-        """The candidates of every row's state; none where the text has ended by itself."""
+    def _look(self, rows: npt.NDArray[np.int64] | None = None) -> None:
+        """The candidates of every row's state, or of these rows'; none where the text has ended by itself."""
         logits, norm = scores_of(self._walk)
+        index = torch.from_numpy(np.arange(self.num_envs) if rows is None else rows)
+        if rows is not None:
+            logits, norm = logits[index.to(logits.device)], norm[index.to(norm.device)]
         found = Candidates(*(part.cpu() for part in top_p(logits, self.top_p, self._slots, log_norm=norm)))
-        if self._terminated.any():
-            gone = torch.from_numpy(self._terminated)[:, None]
+        gone = torch.from_numpy(self._terminated)[index, None]
+        if gone.any():
             found = Candidates(
                 ids=found.ids.masked_fill(gone, 0),
                 logp=found.logp.masked_fill(gone, PAD_LOGP),
                 mask=found.mask & ~gone,
                 cut=found.cut & ~gone[:, 0],
             )
+        if rows is not None:
+            parts = zip(self.candidates, found, strict=True)
+            found = Candidates(*(whole.index_copy(0, index, part) for whole, part in parts))
         self._candidates = found
 
     def _observe(self) -> Observation:

@@ -6,6 +6,8 @@ import time
 from collections import defaultdict
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from envs.decode import Decoder
@@ -43,9 +45,9 @@ class TimedEnv(TopPTokenVectorEnv):
 
     seconds: dict[str, float]
 
-    def _look(self) -> None:
+    def _look(self, rows: npt.NDArray[np.int64] | None = None) -> None:
         begin = time.perf_counter()
-        super()._look()
+        super()._look(rows)
         self.seconds["candidates"] += time.perf_counter() - begin
 
 

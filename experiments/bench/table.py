@@ -45,6 +45,16 @@ def of_env(figures: Sequence[Figure]) -> str:
     return "\n\n".join(["steps per second; where the time of a step goes", _table(speeds), _table(ratios)])
 
 
+def of_memory(figures: Sequence[Figure]) -> str:
+    """Where memory began and ended, and by how much it rose."""
+    rise, *points = figures
+    first, last = points[len(points) // 10]["value"], points[-1]["value"]
+    return (
+        f"{rise['steps']:,} steps of {rise['N']} rows: {first:.0f} MB after a tenth, {last:.0f} MB at the end, "
+        f"{rise['value']:+.1f} MB from the first half to the second"
+    )
+
+
 def _one(figures: Sequence[Figure], name: str, **more: str) -> Figure:
     wanted = {"name": name, **more}
     return next(figure for figure in figures if all(figure.get(key) == value for key, value in wanted.items()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +15,6 @@ from typing import Any, NamedTuple, Self
 from tqdm import tqdm
 
 MEGABYTE = 2**20
-PAGE = 4096
 
 
 class Sample(NamedTuple):
@@ -102,5 +102,8 @@ class Resident:
 
 
 def resident() -> float:
-    """Megabytes of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / MEGABYTE
+    """Megabytes of this process in memory; where the system does not say, the most it ever had."""
+    statm = Path("/proc/self/statm")
+    if statm.is_file():
+        return int(statm.read_text().split()[1]) * resource.getpagesize() / MEGABYTE
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
