@@ -64,7 +64,11 @@ def pack(episodes: Episodes) -> Packed:
 
 def on_candidates(logits: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """log π_S^A (N, K), PAD_LOGP off the candidates, and its normaliser (N,), the log-sum-exp of their logits."""
-    candidate = logits.gather(1, ids)
+    return renormalised(logits.gather(1, ids), mask)
+
+
+def renormalised(candidate: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """As `on_candidates`, of the candidates' own logits.  # (N, K), (N, K) -> (N, K), (N,)"""
     some = mask | ~mask.any(-1, keepdim=True)  # a finished row has no candidates and no use for its answer
     inside = objectives.soft_value(candidate, some)
     return torch.where(mask, candidate - inside[:, None], PAD_LOGP), inside
@@ -153,6 +157,17 @@ class Student(nn.Module):
         rows = torch.arange(len(context), device=context.device)
         logits, _ = self._forward(context, rows, length - 1)
         return on_candidates(logits, ids, mask)[0]
+
+    def at_ids(self, context: Tensor, length: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of these tokens and v(s) after context[n, :length[n]].  # (N, L), (N,), (N, K) -> (N, K), (N,)"""
+        rows = torch.arange(len(context), device=context.device)
+        logits, value = self._forward(context, rows, length - 1)
+        return logits.gather(1, ids), value
+
+    def value_of(self, context: Tensor, length: Tensor) -> Tensor:
+        """v(s) after context[n, :length[n]], the vocabulary head left out.  # (N, L), (N,) -> (N,)"""
+        rows = torch.arange(len(context), device=context.device)
+        return self._forward(context, rows, length - 1, head=False)[1]
 
     def copy(self) -> Self:
         """A frozen copy, as a target network; the tokenizer is shared."""
