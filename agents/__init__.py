@@ -12,7 +12,7 @@ from agents.errors import InputError
 if TYPE_CHECKING:
     from agents.base import Agent
     from agents.loop import LoopAgent
-    from agents.student import Scorer
+    from agents.student import Scorer, Student
 
 GROUP = "tdistill.agents"
 EXTRAS = {"stable_baselines3": "sb3", "sb3_contrib": "sb3"}
@@ -81,3 +81,16 @@ def make_agent(name: str, student: Scorer, *, seed: int = 0, total_updates: int,
     """
     kind = agent_class(name)
     return kind(student, kind.make_config(**config), seed=seed, total_updates=total_updates)
+
+
+def make_loop_agent(name: str, student: Student, *, seed: int = 0, **config: Any) -> LoopAgent[Any]:
+    """Build an agent that owns its loop; `config` overrides fields of its frozen Config.
+
+    Raises: InputError: as `make_agent`, or an agent that learns from episodes.
+    """
+    from agents.loop import LoopAgent
+
+    kind = learner_class(name)
+    if not issubclass(kind, LoopAgent):
+        raise InputError(f"agent {name!r} learns from episodes; make_agent builds it")
+    return kind(student, kind.make_config(**config), seed=seed)
