@@ -22,10 +22,11 @@ from agents.sb3_policies import MaskableStudentActorCriticPolicy, StudentActorCr
 class A2CConfig(SB3Config):
     """Settings of A2C."""
 
+    lr: float = 3e-4
     n_steps: int = 16
     """Steps of each episode between two updates."""
-    gae_lambda: float = 0.95
-    """λ of the advantages; 1 is the whole return."""
+    gae_lambda: float = 0.5
+    """λ of the advantages; 1 is the whole return. Short: a step's own reward says most of it in the soft return."""
     ent_coef: float = 0.0
     """Weight of the entropy bonus in the loss, which looks at one state; `alpha` looks ahead."""
     vf_coef: float = 0.5
@@ -74,8 +75,9 @@ class _OnPolicy(SB3Agent[A]):
         soft = config.alpha > 0 and config.ent_coef == 0
         return FixedPoint("soft", gamma=config.gamma, alpha=config.alpha) if soft else None
 
-    def rollout(self, rows: int, budget: int) -> int:
-        return min(self.config.n_steps, budget // rows)
+    @property
+    def rollout(self) -> int:
+        return self.config.n_steps
 
     def make(self, vec_env: Any, rollout: int, **common: Any) -> Any:
         config = self.config
@@ -172,6 +174,7 @@ class DQNConfig(SB3Config):
 class SoftDQNConfig(DQNConfig):
     """Settings of SoftDQN: it explores by its own temperature, and needs no ε."""
 
+    lr: float = 3e-4
     epsilon: float = 0.0
     """Share of random candidates at the start."""
     epsilon_end: float = 0.0
@@ -189,8 +192,9 @@ class DQN(SB3Agent[DQNConfig]):
     def fixed_point(self) -> FixedPoint | None:
         return FixedPoint("hard", gamma=self.config.gamma)
 
-    def rollout(self, rows: int, budget: int) -> int:
-        return min(self.config.train_freq, budget // rows)
+    @property
+    def rollout(self) -> int:
+        return self.config.train_freq
 
     def make(self, vec_env: Any, rollout: int, **common: Any) -> Any:
         config = self.config

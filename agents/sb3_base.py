@@ -35,7 +35,7 @@ class SB3Config(LoopConfig):
     """Settings that all of these agents have."""
 
     lr_schedule: Literal["linear", "constant"] = "linear"
-    """linear: the rate falls to 0 at the last step."""
+    """linear: the rate falls to a tenth at the last step."""
     head_scale: float = 30.0
     """How many times faster the value head learns, which begins at 0."""
     max_grad_norm: float = 0.5
@@ -53,6 +53,15 @@ class SB3Config(LoopConfig):
 
 
 C = TypeVar("C", bound=SB3Config)
+
+
+def even(steps: int, most: int) -> int:
+    """The length of rollouts of at most so many steps that leave the fewest of all these steps over.
+
+    >>> even(281, 32)
+    31
+    """
+    return steps // -(-steps // most)
 
 
 class _Watch(BaseCallback):  # type: ignore[misc]
@@ -79,9 +88,10 @@ class SB3Agent(LoopAgent[C]):
         super().__init__(student, config, seed=seed)
         self.model: Any = None
 
+    @property
     @abstractmethod
-    def rollout(self, rows: int, budget: int) -> int:
-        """Steps of each of `rows` episodes between two updates."""
+    def rollout(self) -> int:
+        """Most steps of each episode between two updates."""
 
     @abstractmethod
     def make(self, vec_env: Any, rollout: int, **common: Any) -> Any:
@@ -111,8 +121,8 @@ class SB3Agent(LoopAgent[C]):
         rows = vec_env.num_envs
         if budget < rows:
             raise InputError(f"{self.name}: a budget of {budget} steps is less than one of {rows} rows; lower num_envs")
-        rollout = self.rollout(rows, budget)
-        planned = budget // (rollout * rows) * (rollout * rows)
+        rollout = even(budget // rows, self.rollout)
+        planned = budget // rows // rollout * rollout * rows
         if not is_vecenv_wrapped(vec_env, VecMonitor):
             vec_env = VecMonitor(vec_env)
         if self.model is None:
@@ -129,23 +139,25 @@ class SB3Agent(LoopAgent[C]):
             if watch is not None:
                 watch()
 
+        callback = _Watch(looked_at)
         try:
             self.model.learn(
-                planned - self.steps,
-                callback=_Watch(looked_at),
-                log_interval=self.log_interval,
-                reset_num_timesteps=False,
+                planned - self.steps, callback=callback, log_interval=self.log_interval, reset_num_timesteps=False
             )
-        except ValueError:  # torch's, of a distribution that is none
+        except ValueError as error:
             self._check_weights()
+            if "Expected parameter" in str(error):  # torch's, of a distribution that is none
+                raise self._diverged() from error
             raise
         finally:
+            self.model.dump_logs()
             self.model.logger.close()
+            callback.locals, callback.globals = {}, {}  # they hold the callback itself, and it everything
         self._check_weights()
 
     def _make(self, vec_env: Any, rollout: int) -> None:
         config = self.config
-        rate: Any = LinearSchedule(config.lr, 0.0, 1.0) if config.lr_schedule == "linear" else config.lr
+        rate: Any = LinearSchedule(config.lr, config.lr / 10, 1.0) if config.lr_schedule == "linear" else config.lr
         kwargs = {"student": StudentSpec(self._student), "head_scale": config.head_scale}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You have specified a mini-batch size")  # the last one may be smaller
@@ -163,7 +175,10 @@ class SB3Agent(LoopAgent[C]):
     def _check_weights(self) -> None:
         # A gradient that is no number reaches every weight: its norm scales them all.
         if not all(bool(torch.isfinite(value).all()) for value in self.student.value_head.parameters()):
-            raise DivergedError(f"{self.name}: the weights are no numbers after {self.steps} steps; lower lr")
+            raise self._diverged()
+
+    def _diverged(self) -> DivergedError:
+        return DivergedError(f"{self.name}: its figures are no numbers any more after {self.steps} steps; lower lr")
 
     def save(self, directory: str | Path) -> None:
         """Write the zip, and the replay buffer of those that have one."""

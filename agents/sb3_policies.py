@@ -191,6 +191,7 @@ class _ActorCritic(_StudentPolicy):
         *,
         student: StudentSpec,
         head_scale: float = 30.0,
+        shared_trunk: bool = False,
         optimizer_class: Any = HeadFirst,
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
@@ -205,7 +206,7 @@ class _ActorCritic(_StudentPolicy):
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
         )
-        self.use_sde = False
+        self.use_sde, self.shared_trunk = False, shared_trunk
         self.student = self._take(student, lr_schedule, head_scale)
         self.optimizer = optimiser_of(
             self.student, self.optimizer_class, lr_schedule(1), head_scale, self.optimizer_kwargs
@@ -217,7 +218,7 @@ class _ActorCritic(_StudentPolicy):
     def scores(self, obs: Observation) -> tuple[Tensor, Tensor]:
         """Logits at the candidates' ids, PADDING off them, and v(s).  # (N, K), (N,)"""
         context, length, ids, mask = read(obs)
-        logits, value = self.student.at_ids(context, length, ids)
+        logits, value = self.student.at_ids(context, length, ids, detach=not self.shared_trunk)
         return torch.where(mask, logits, PADDING), value
 
     def forward(
@@ -245,6 +246,9 @@ class _ActorCritic(_StudentPolicy):
         """v(s), the vocabulary head left out.  # (N, 1)"""
         return self.student.value_of(obs["context"].long(), obs["length"].long().reshape(-1))[:, None]
 
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), "shared_trunk": self.shared_trunk}
+
 
 def _masked(distribution: Any, action_masks: Any) -> Any:
     """The observation's own mask is in the logits; masks from outside can only take more away."""
@@ -257,8 +261,9 @@ class StudentActorCriticPolicy(_ActorCritic, ActorCriticPolicy):  # type: ignore
     """The student as the policy of A2C and PPO; the observation's own `mask` is what masks it.
 
     Args (of `policy_kwargs`):
-        student:    a `StudentSpec`; trained in place.
-        head_scale: how many times faster the value head learns.
+        student:      a `StudentSpec`; trained in place.
+        head_scale:   how many times faster the value head learns.
+        shared_trunk: whether the values' errors reach the trunk; they are many nats at first, and undo a clone.
     Raises: InputError: no `StudentSpec`, another observation than the token MDP's, or use_sde.
     """
 

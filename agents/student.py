@@ -119,11 +119,14 @@ class Student(nn.Module):
         """Stays in evaluation mode: without dropout, as the module says."""
         return super().train(False)
 
-    def _forward(self, tokens: Tensor, row: Tensor, position: Tensor, head: bool = True) -> tuple[Tensor, Tensor]:
+    def _forward(
+        self, tokens: Tensor, row: Tensor, position: Tensor, head: bool = True, detach: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Logits (N, V) and values (N,) after tokens[row, :position + 1]; one trunk pass, the head on these N only.
 
         The model's own head runs inside the model, so whatever it does to its logits (scaling, soft caps) is kept; it
-        is handed the N packed states instead of every position. Without `head` it is handed a single one.
+        is handed the N packed states instead of every position. Without `head` it is handed a single one. With `detach`
+        the values leave the trunk alone.
         """
         hidden: list[Tensor] = []
 
@@ -137,7 +140,7 @@ class Student(nn.Module):
             logits = self.model(input_ids=tokens[:, :longest], use_cache=False).logits[0]  # (N, V)
         finally:
             hook.remove()
-        return logits, self.value_head(hidden[0])[:, 0]
+        return logits, self.value_head(hidden[0].detach() if detach else hidden[0])[:, 0]
 
     def scores(self, episodes: Episodes, full: bool = False) -> Scores:
         """Score every state of these episodes; `full` adds the log-softmax over the whole vocabulary."""
@@ -158,10 +161,13 @@ class Student(nn.Module):
         logits, _ = self._forward(context, rows, length - 1)
         return on_candidates(logits, ids, mask)[0]
 
-    def at_ids(self, context: Tensor, length: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of these tokens and v(s) after context[n, :length[n]].  # (N, L), (N,), (N, K) -> (N, K), (N,)"""
+    def at_ids(self, context: Tensor, length: Tensor, ids: Tensor, detach: bool = False) -> tuple[Tensor, Tensor]:
+        """Logits of these tokens and v(s) after context[n, :length[n]].  # (N, L), (N,), (N, K) -> (N, K), (N,)
+
+        With `detach` the values leave the trunk alone.
+        """
         rows = torch.arange(len(context), device=context.device)
-        logits, value = self._forward(context, rows, length - 1)
+        logits, value = self._forward(context, rows, length - 1, detach=detach)
         return logits.gather(1, ids), value
 
     def value_of(self, context: Tensor, length: Tensor) -> Tensor:
