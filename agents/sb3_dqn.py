@@ -36,13 +36,15 @@ Self = TypeVar("Self", bound="MaskableDQN")
 
 
 def check_mask_space(observation_space: spaces.Space[Any], action_space: spaces.Space[Any], mask_key: str) -> None:
-    """Require a mask that can be read: `observation_space[mask_key]` with one 0-or-1 entry per action.
+    """Require a mask that can be read: `observation_space[mask_key]` with one entry per action.
+
+    MultiBinary alone: `VecNormalize` by default shifts and scales every Box it finds, a mask in a Box included.
 
     Args:
-        observation_space: Dict; under `mask_key` a MultiBinary(K), or a Box of shape (K,) within [0, 1].
+        observation_space: Dict; under `mask_key` a MultiBinary(K).
         action_space:      Discrete(K), counted from 0.
         mask_key:          name of the entry.
-    Raises: InputError: not a Dict, no such entry, an entry of another shape or range, actions that start elsewhere.
+    Raises: InputError: not a Dict, no such entry, an entry of another kind or shape, actions that start elsewhere.
     """
     actions = int(getattr(action_space, "n", 0))
     if not isinstance(action_space, spaces.Discrete) or action_space.start != 0:
@@ -55,14 +57,8 @@ def check_mask_space(observation_space: spaces.Space[Any], action_space: spaces.
     if mask is None:
         known = ", ".join(observation_space.spaces)
         raise InputError(f"no {mask_key!r} among the observation's keys ({known}); name the mask's with mask_key=")
-    binary = isinstance(mask, spaces.MultiBinary) or (
-        isinstance(mask, spaces.Box) and bool(np.all(mask.low >= 0) and np.all(mask.high <= 1))
-    )
-    if not binary or mask.shape != (actions,):
-        raise InputError(
-            f"observation {mask_key!r} is {mask}; it must be MultiBinary({actions}), or a Box of shape ({actions},) "
-            f"within [0, 1]; leave it out of VecNormalize's norm_obs_keys and of frame stacking"
-        )
+    if not isinstance(mask, spaces.MultiBinary) or mask.shape != (actions,):
+        raise InputError(f"observation {mask_key!r} is {mask}; the mask must be MultiBinary({actions}), one per action")
 
 
 def acting_mask(observation: TensorDict, mask_key: str) -> th.Tensor:
@@ -339,9 +335,7 @@ class SoftDQN(MaskableDQN):
         if not 0 < self.alpha < np.inf:
             raise InputError(f"alpha is {self.alpha}; it must be positive and finite (for the hard limit: MaskableDQN)")
         if self.double_q:
-            raise InputError(
-                "double_q is for MaskableDQN; the soft value of SoftDQN is over all actions and chooses none"
-            )
+            raise InputError("double_q is for MaskableDQN; a soft value is over all actions and chooses none")
         super()._setup_model()
 
     def _exploit(self, q: th.Tensor, mask: th.Tensor) -> th.Tensor:
