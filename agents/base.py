@@ -55,10 +55,27 @@ class Config:
         require(self, "batch_size", self.batch_size >= 1, "must be at least 1")
 
 
-def require(config: Config, name: str, good: bool, limit: str) -> None:
+def require(config: Any, name: str, good: bool, limit: str) -> None:
     """Raise an InputError for one setting unless it is good (NaN never is)."""
     if not good:
         raise InputError(f"{type(config).__qualname__}.{name} is {getattr(config, name)!r}; it {limit}")
+
+
+def checked(name: str, kind: type[Any], overrides: Mapping[str, Any]) -> Any:
+    """A frozen Config of this kind with these fields set; `name` is the agent's.
+
+    Raises: InputError: an unknown field (with the nearest match) or a value out of range.
+    """
+    known = [field.name for field in dataclasses.fields(kind)]
+    hints = typing.get_type_hints(kind)
+    for key, value in overrides.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise InputError(f"{name} has no setting {key!r}; it has {', '.join(known)}{hint}")
+        if not _fits(hints[key], value):
+            raise InputError(f"{name}.{key} is {value!r}; it must be {_kinds(hints[key])}")
+    return kind(**overrides)
 
 
 @dataclass(frozen=True)
@@ -102,16 +119,7 @@ class Agent(ABC, Generic[C]):
 
         Raises: InputError: an unknown field (with the nearest match) or a value out of range.
         """
-        known = [field.name for field in dataclasses.fields(cls.Config)]
-        hints = typing.get_type_hints(cls.Config)
-        for key in overrides:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise InputError(f"{cls.name} has no setting {key!r}; it has {', '.join(known)}{hint}")
-            if not _fits(hints[key], overrides[key]):
-                raise InputError(f"{cls.name}.{key} is {overrides[key]!r}; it must be {_kinds(hints[key])}")
-        return cls.Config(**overrides)
+        return checked(cls.name, cls.Config, overrides)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -64,7 +64,11 @@ def pack(episodes: Episodes) -> Packed:
 
 def on_candidates(logits: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """log π_S^A (N, K), PAD_LOGP off the candidates, and its normaliser (N,), the log-sum-exp of their logits."""
-    candidate = logits.gather(1, ids)
+    return renormalised(logits.gather(1, ids), mask)
+
+
+def renormalised(candidate: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """As `on_candidates`, of the candidates' own logits.  # (N, K), (N, K) -> (N, K), (N,)"""
     some = mask | ~mask.any(-1, keepdim=True)  # a finished row has no candidates and no use for its answer
     inside = objectives.soft_value(candidate, some)
     return torch.where(mask, candidate - inside[:, None], PAD_LOGP), inside
@@ -115,11 +119,14 @@ class Student(nn.Module):
         """Stays in evaluation mode: without dropout, as the module says."""
         return super().train(False)
 
-    def _forward(self, tokens: Tensor, row: Tensor, position: Tensor, head: bool = True) -> tuple[Tensor, Tensor]:
+    def _forward(
+        self, tokens: Tensor, row: Tensor, position: Tensor, head: bool = True, detach: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Logits (N, V) and values (N,) after tokens[row, :position + 1]; one trunk pass, the head on these N only.
 
         The model's own head runs inside the model, so whatever it does to its logits (scaling, soft caps) is kept; it
-        is handed the N packed states instead of every position. Without `head` it is handed a single one.
+        is handed the N packed states instead of every position. Without `head` it is handed a single one. With `detach`
+        the values leave the trunk alone.
         """
         hidden: list[Tensor] = []
 
@@ -133,7 +140,7 @@ class Student(nn.Module):
             logits = self.model(input_ids=tokens[:, :longest], use_cache=False).logits[0]  # (N, V)
         finally:
             hook.remove()
-        return logits, self.value_head(hidden[0])[:, 0]
+        return logits, self.value_head(hidden[0].detach() if detach else hidden[0])[:, 0]
 
     def scores(self, episodes: Episodes, full: bool = False) -> Scores:
         """Score every state of these episodes; `full` adds the log-softmax over the whole vocabulary."""
@@ -153,6 +160,20 @@ class Student(nn.Module):
         rows = torch.arange(len(context), device=context.device)
         logits, _ = self._forward(context, rows, length - 1)
         return on_candidates(logits, ids, mask)[0]
+
+    def at_ids(self, context: Tensor, length: Tensor, ids: Tensor, detach: bool = False) -> tuple[Tensor, Tensor]:
+        """Logits of these tokens and v(s) after context[n, :length[n]].  # (N, L), (N,), (N, K) -> (N, K), (N,)
+
+        With `detach` the values leave the trunk alone.
+        """
+        rows = torch.arange(len(context), device=context.device)
+        logits, value = self._forward(context, rows, length - 1, detach=detach)
+        return logits.gather(1, ids), value
+
+    def value_of(self, context: Tensor, length: Tensor) -> Tensor:
+        """v(s) after context[n, :length[n]], the vocabulary head left out.  # (N, L), (N,) -> (N,)"""
+        rows = torch.arange(len(context), device=context.device)
+        return self._forward(context, rows, length - 1, head=False)[1]
 
     def copy(self) -> Self:
         """A frozen copy, as a target network; the tokenizer is shared."""

@@ -71,7 +71,6 @@ class TopPVecEnv(VecEnv):  # type: ignore[misc]
         self._reset_seeds()
         self._reset_options()
         self._mask, self._actions = observations["mask"], None
-        self.reset_infos = [{} for _ in range(self.num_envs)]
         return observations
 
     def step_async(self, actions: Array) -> None:

@@ -21,10 +21,11 @@ from tqdm import tqdm
 from agents.errors import DivergedError
 from agents.student import SIZES
 from envs.errors import InputError
+from experiments.cell import build_agent, check_settings
 from experiments.config import CompareConfig, DistillConfig, RunConfig, agent_settings
 from experiments.evaluate import measure, parameters_of, speeds
 from experiments.report import Row, write_report
-from experiments.train import START, build_agent, check_settings, read_result, run_cell
+from experiments.train import START, read_result, run_cell
 from experiments.workspace import Cell, Workspace, cells_of, full_disk_is_said
 
 FAILURES = (DivergedError, RuntimeError)

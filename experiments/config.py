@@ -45,13 +45,14 @@ class RunConfig:
     gamma: float = 1.0
     """Discount of the agents that look ahead, and of the rewards that need it."""
     episodes: int = 1024
-    """Teacher episodes that all agents of a seed share, drawn from its full softmax."""
+    """Teacher episodes that all agents of a seed share, drawn from its full softmax. Agents that walk by themselves
+    (sb3:…) take as many steps as these have tokens instead; sb3:ppo.steps=N sets another budget."""
     updates: int = 300
     """Updates of each agent."""
     batch_size: int = 16
     """Episodes an update."""
     agent_config: tuple[str, ...] = ()
-    """Settings of single agents, as in soft_q.lr=3e-4."""
+    """Settings of single agents, as in soft_q.lr=3e-4 or sb3:ppo.n_epochs=4."""
     eval_prompts: int = 128
     """Held-out prompts of every measure."""
     eval_every: int = 100
@@ -71,7 +72,8 @@ class DistillConfig(RunConfig):
     """Distil the teacher with one agent and one seed."""
 
     agent: str = "soft_q"
-    """bc, bc_filtered, kd, q_learning, soft_q, bellman_distill, or module:Class."""
+    """bc, bc_filtered, kd, q_learning, soft_q, bellman_distill, sb3:dqn, sb3:soft_dqn, sb3:a2c, sb3:ppo,
+    sb3:maskable_ppo, or module:Class."""
     seed: int = 0
     top_p: float = 0.9
     """Mass of the candidate sets, in (0, 1]."""
@@ -83,7 +85,8 @@ class CompareConfig(RunConfig):
     """Distil the teacher with several agents and seeds on equal terms, and compare what they reach."""
 
     agents: tuple[str, ...] = ("bc", "kd", "q_learning", "soft_q", "bellman_distill")
-    """Agents by name, or as module:Class."""
+    """Agents by name, or as module:Class. sb3:… are Stable-Baselines3's, on the training prompts, for as many teacher
+    labels as the others get."""
     seeds: int = 2
     """How many seeds, from 0 on; seed k has its own teacher episodes."""
     top_p: tuple[float, ...] = (0.9,)

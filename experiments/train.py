@@ -8,31 +8,30 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from agents import agent_class
+from agents import agent_class, learner_class
 from agents.base import Agent
+from agents.loop import LoopAgent
 from agents.replay import Replay
 from agents.student import Student
-from envs.errors import InputError
+from experiments.cell import build_agent, check_settings, last_checkpoint, new_checkpoint
 from experiments.collect import attach
-from experiments.config import RunConfig, agent_settings
+from experiments.config import agent_settings
 from experiments.evaluate import measure, remember_training_prompts
-from experiments.workspace import Cell, Workspace, full_disk_is_said, write
+from experiments.loop import LoopTrainer
+from experiments.workspace import Cell, Report, Workspace, full_disk_is_said, write
 
 START = "start"
 """Pseudo-agent of the row that measures where every arm begins."""
 RESULT = "result.json"
 LOG_EVERY = 10  # updates between two points in TensorBoard
-Report = Callable[[str, int], None]  # (what is going on, updates done since the last call)
 
 
 def run_cell(space: Workspace, cell: Cell, report: Report = lambda text, updates: None) -> dict[str, Any]:
@@ -56,7 +55,7 @@ def _run_cell(space: Workspace, cell: Cell, report: Report) -> dict[str, Any]:
     if cell.agent == START:
         student, training = space.student(cell.seed), {"updates": 0, "curve": []}
     else:
-        trainer = Trainer(space, cell, settings, folder)
+        trainer = trainer_of(cell)(space, cell, settings, folder)
         training = trainer.run(report)
         student = trainer.student
     report("measuring on the test prompts", 0)
@@ -77,35 +76,15 @@ def _run_cell(space: Workspace, cell: Cell, report: Report) -> dict[str, Any]:
     return result
 
 
-def check_settings(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises: InputError: a cell, finished or stopped, had other settings of its agent."""
-    if before != now:
-        raise InputError(
-            f"{folder} was run with agent settings {before}, now they are {now}; give another --out, or remove that "
-            "folder"
-        )
-
-
 def read_result(space: Workspace, cell: Cell) -> dict[str, Any] | None:
     """What a finished cell gave; None if it is not finished."""
     path = space.out / "cells" / cell.name / RESULT
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def build_agent(config: RunConfig, cell: Cell, student: Student, settings: dict[str, Any]) -> Agent[Any]:
-    """The cell's agent; the run's γ, reward and batch size hold unless the agent's own settings say otherwise.
-
-    Raises: InputError: an unknown agent or setting, an agent that learns from no teacher episodes, or a γ of its own.
-    """
-    kind = agent_class(cell.agent)
-    if kind.data == "student":
-        raise InputError(f"{cell.agent} learns from the student's own walk only; this run gives teacher episodes")
-    shared = {"gamma": config.gamma, "reward": config.reward, "batch_size": config.batch_size}
-    if clash := sorted(shared.keys() & settings.keys()):
-        raise InputError(f"{cell.agent}.{clash[0]} is the same for every agent of a run; set --{clash[0]}")
-    known = {field.name for field in fields(kind.Config)}
-    options = {key: value for key, value in shared.items() if key in known} | settings
-    return kind(student, kind.make_config(**options), seed=cell.seed, total_updates=config.updates)
+def trainer_of(cell: Cell) -> type[Trainer] | type[LoopTrainer]:
+    """Who runs the cell's agent: the loop here, or the agent's own."""
+    return LoopTrainer if issubclass(learner_class(cell.agent), LoopAgent) else Trainer
 
 
 class Trainer:
@@ -120,7 +99,9 @@ class Trainer:
         if "min_mass" in {field.name for field in fields(kind.Config)} and "min_mass" not in settings:
             smallest = float(episodes.log_mass[episodes.states].min().exp())
             settings = {**settings, "min_mass": min(cell.top_p, smallest)}
-        self.agent = build_agent(space.config, cell, self.student, settings)
+        agent = build_agent(space.config, cell, self.student, settings)
+        assert isinstance(agent, Agent)
+        self.agent = agent
         self.replay = Replay(len(episodes), seed=cell.seed)  # the same order for every agent of a seed
         self.replay.add(episodes)
         self.drawn = int(episodes.length.sum())
@@ -180,27 +161,20 @@ class Trainer:
         writer.flush()
 
     def _checkpoint(self) -> None:
-        """One folder an update, renamed when complete; older ones go."""
-        place = self.folder / "checkpoints" / f"{self.agent.updates:08d}"
-        if place.is_dir():
-            return
-        partial = place.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        self.agent.save(partial)
-        state = {"replay": self.replay.state_dict(), "record": self.record, "settings": self.settings}
-        torch.save(state, partial / "trainer.pt")
-        os.rename(partial, place)
-        for other in place.parent.iterdir():
-            if other != place:
-                shutil.rmtree(other, ignore_errors=True)
+        with new_checkpoint(self.folder, self.agent.updates) as partial:
+            if partial is None:
+                return
+            self.agent.save(partial)
+            state = {"replay": self.replay.state_dict(), "record": self.record, "settings": self.settings}
+            torch.save(state, partial / "trainer.pt")
 
     def _restore(self) -> None:
-        found = sorted(p for p in self.folder.glob("checkpoints/*") if p.suffix != ".partial")
-        if not found:
+        found = last_checkpoint(self.folder)
+        if found is None:
             return
-        state = torch.load(found[-1] / "trainer.pt", weights_only=True)
+        state = torch.load(found / "trainer.pt", weights_only=True)
         check_settings(self.folder, state["settings"], self.settings)
-        self.agent.load(found[-1])
+        self.agent.load(found)
         self.replay.load_state_dict(state["replay"])
         self.record = state["record"]
 

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,6 +39,7 @@ from experiments.collect import collect
 from experiments.config import WARM_START_NAME, RunConfig, dump, read_yaml
 from experiments.evaluate import Exam, Rule, refuse_training_prompts, set_exam
 
+Report = Callable[[str, int], None]  # (what is going on, updates done since the last call)
 CONFIG = "config.yaml"
 COLLECT_ROWS = 64
 FREE = {"checkpoint_seconds", "threads", "json", "out", "jobs", "agents", "seeds", "agent", "seed", "agent_config"}

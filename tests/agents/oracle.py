@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents import make_agent
+from agents import REGISTRY, learner_class, make_agent
 from agents.base import Agent, FixedPoint
 from agents.episodes import Episodes
 from agents.objectives import levelled_q
@@ -20,6 +20,10 @@ from agents.table_student import TableStudent
 from envs.exact import Solution, solve
 from envs.table_teacher import TableTeacher, detour, toy
 from tests.agents.table_data import build, candidates, complete_paths, ended_paths
+
+
+EPISODIC = [name for name in REGISTRY if issubclass(learner_class(name), Agent)]
+"""Registered agents that learn from episodes; the others own their loop."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What holds for every registered agent, a newcomer included."""
+"""What holds for every registered agent that learns from episodes, a newcomer included."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from agents import REGISTRY, agent_class, make_agent
+from agents import agent_class, make_agent
 from agents.base import Agent, schedule
 from agents.behavior_cloning import BehaviorCloning
 from agents.episodes import Episodes
 from agents.errors import DivergedError, InputError
 from agents.student import Student
 from agents.table_student import TableStudent
-from tests.agents.oracle import case_for, declared, gap
+from tests.agents.oracle import EPISODIC, case_for, declared, gap
 from tests.agents.test_student import model, tokenizer
 
 UPDATES = 150  # hard Q learners wait for their target network
-LOOKING_AHEAD = [name for name in REGISTRY if "gamma" in {*agent_class(name).Config.__dataclass_fields__}]
+LOOKING_AHEAD = [name for name in EPISODIC if "gamma" in {*agent_class(name).Config.__dataclass_fields__}]
 
 
 def config_for(name: str) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def weights(agent: Agent[Any]) -> torch.Tensor:
     return torch.cat([value.detach().flatten() for value in agent.student.parameters()])
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", EPISODIC)
 def test_the_gap_to_the_fixed_point_falls(name: str) -> None:
     agent, case = fresh(name), case_for(name, 1, 0.8, "logprob")
     point = declared(agent, case.teacher, case.p, np.ones(case.teacher.states))
@@ -55,7 +55,7 @@ def test_the_gap_to_the_fixed_point_falls(name: str) -> None:
     assert all(isinstance(value, float) for value in figures.values()) and {"loss", "lr"} <= figures.keys()
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", EPISODIC)
 def test_seeded_runs_are_equal(name: str) -> None:
     agents = [fresh(name, seed=7) for _ in range(2)]
     for agent in agents:
@@ -64,7 +64,7 @@ def test_seeded_runs_are_equal(name: str) -> None:
     assert torch.equal(*map(weights, agents))
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", EPISODIC)
 def test_a_saved_agent_goes_on_as_if_never_stopped(name: str, tmp_path: Path) -> None:
     agent, again = fresh(name), fresh(name, seed=1)
     for _ in range(3):
@@ -79,7 +79,7 @@ def test_a_saved_agent_goes_on_as_if_never_stopped(name: str, tmp_path: Path) ->
         fresh("kd" if name != "kd" else "bc").load(tmp_path)
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", EPISODIC)
 def test_only_legal_slots_are_chosen(name: str) -> None:
     agent, rng = fresh(name), np.random.default_rng(0)
     batch = batch_of(name)
@@ -100,7 +100,7 @@ def test_only_legal_slots_are_chosen(name: str) -> None:
     assert (agent.act(ended, rng) == 0).all()
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", EPISODIC)
 def test_a_language_model_learns_by_the_same_calls(name: str, tmp_path: Path) -> None:
     batch = batch_of(name)
     agent = make_agent(name, Student(model(), tokenizer()), seed=0, total_updates=30, lr=5e-3, **config_for(name))
@@ -110,7 +110,7 @@ def test_a_language_model_learns_by_the_same_calls(name: str, tmp_path: Path) ->
     agent.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", EPISODIC)
 def test_an_agent_says_where_it_ends_or_what_tests_it(name: str) -> None:
     agent = fresh(name)
     assert agent.name == name and agent.data in ("teacher", "student", "either")

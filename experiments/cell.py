@@ -1,0 +1,76 @@
+"""What every cell of a run needs, whoever runs its loop: its agent, and where it is kept while it learns."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from agents import learner_class
+from agents.base import Agent
+from agents.loop import LoopAgent
+from agents.student import Student
+from envs.errors import InputError
+from experiments.config import RunConfig
+from experiments.workspace import Cell
+
+
+def build_agent(
+    config: RunConfig, cell: Cell, student: Student, settings: dict[str, Any]
+) -> Agent[Any] | LoopAgent[Any]:
+    """The cell's agent; the run's γ, reward and batch size hold unless the agent's own settings say otherwise.
+
+    An agent that owns its loop takes the run's γ; its batches are its own affair.
+
+    Raises: InputError: an unknown agent or setting, an agent of episodes that learns from no teacher's, or a γ of its
+        own.
+    """
+    kind = learner_class(cell.agent)
+    shared: dict[str, Any] = {"gamma": config.gamma}
+    if issubclass(kind, Agent):
+        if kind.data == "student":
+            raise InputError(f"{cell.agent} learns from the student's own walk only; this run gives teacher episodes")
+        shared |= {"reward": config.reward, "batch_size": config.batch_size}
+    if clash := sorted(shared.keys() & settings.keys()):
+        raise InputError(f"{cell.agent}.{clash[0]} is the same for every agent of a run; set --{clash[0]}")
+    known = {field.name for field in fields(kind.Config)}
+    options = kind.make_config(**{key: value for key, value in shared.items() if key in known} | settings)
+    if issubclass(kind, LoopAgent):
+        return kind(student, options, seed=cell.seed)
+    return kind(student, options, seed=cell.seed, total_updates=config.updates)
+
+
+def check_settings(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises: InputError: a cell, finished or stopped, had other settings of its agent."""
+    if before != now:
+        raise InputError(
+            f"{folder} was run with agent settings {before}, now they are {now}; give another --out, or remove that "
+            "folder"
+        )
+
+
+@contextmanager
+def new_checkpoint(folder: Path, number: int) -> Iterator[Path | None]:
+    """A folder to fill: it takes its place, and that of all before it, once it is full; None if it is there."""
+    place = folder / "checkpoints" / f"{number:08d}"
+    if place.is_dir():
+        yield None
+        return
+    partial = place.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    os.rename(partial, place)
+    for other in place.parent.iterdir():
+        if other != place:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole."""
+    found = sorted(path for path in folder.glob("checkpoints/*") if path.suffix != ".partial")
+    return found[-1] if found else None
