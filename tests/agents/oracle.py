@@ -21,7 +21,6 @@ from envs.exact import Solution, solve
 from envs.table_teacher import TableTeacher, detour, toy
 from tests.agents.table_data import build, candidates, complete_paths, ended_paths
 
-
 EPISODIC = [name for name in REGISTRY if issubclass(learner_class(name), Agent)]
 """Registered agents that learn from episodes; the others own their loop."""
 

@@ -134,9 +134,7 @@ def test_all_agents_run_in_a_comparison(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["sb3:soft_dqn", "sb3:maskable_ppo"])
-def test_a_stopped_cell_goes_on_with_what_is_left(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_cell_goes_on_with_what_is_left(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(tmp_path, agents=(name,), agent_config=(f"{name}.num_envs=8",))
     if name == "sb3:maskable_ppo":
         config = replace(config, agent_config=(*config.agent_config, f"{name}.n_steps=4"))
@@ -178,7 +176,9 @@ def test_weights_that_are_no_numbers_end_one_cell(tmp_path: Path) -> None:
         agent = make_loop_agent(name, little_student(), lr=1e30, **({"n_steps": 4} if name == "sb3:ppo" else {}))
         with pytest.raises(DivergedError, match="lower lr"):
             agent.learn(toy_env(8), 320)
-    config = small(tmp_path, agents=("sb3:a2c", "bc"), agent_config=("sb3:a2c.lr=1e30", "sb3:a2c.n_steps=1", "sb3:a2c.num_envs=8"))
+    config = small(
+        tmp_path, agents=("sb3:a2c", "bc"), agent_config=("sb3:a2c.lr=1e30", "sb3:a2c.n_steps=1", "sb3:a2c.num_envs=8")
+    )
     with pytest.raises(FailedCells, match=r"sb3.a2c-p0.9-seed0: sb3:a2c: its figures are no numbers"):
         compare(config)
     assert (config.out / "students/bc-seed0/config.json").is_file()
@@ -248,7 +248,20 @@ def test_plain_returns_and_bonuses_declare_no_fixed_point() -> None:
 def test_the_command_takes_their_names_and_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = small(tmp_path)
     words = ["--teacher", "table:toy", "--student", "tiny", "--prompts", str(config.prompts), "--out", str(config.out)]
-    words += ["--agents", "sb3:a2c", "--seeds", "1", "--episodes", "8", "--updates", "2", "--eval-prompts", "2", "--threads", "1"]
+    words += [
+        "--agents",
+        "sb3:a2c",
+        "--seeds",
+        "1",
+        "--episodes",
+        "8",
+        "--updates",
+        "2",
+        "--eval-prompts",
+        "2",
+        "--threads",
+        "1",
+    ]
     assert main(["compare", *words, "--max-new-tokens", "4", "--agent-config", "sb3:a2c.lr=3e-4"]) == 0
     assert "sb3:a2c" in capsys.readouterr().out
     assert main(["compare", *words, "--agent-config", "sb3:a2c.rate=1"]) == 2
