@@ -10,7 +10,8 @@ from torch import Tensor
 from envs.errors import InputError
 
 PAD_LOGP = -1e4  # finite: an infinite padding would poison learners that multiply by a mask
-PREFILTER = 64
+WINDOWS = (16, 64, 256, 1024, 4096)  # how many of the most probable tokens are looked at, in turn
+BLOCK = 64
 
 
 class Candidates(NamedTuple):
@@ -52,14 +53,30 @@ def normalise(logits: Tensor) -> Tensor:
     """
     logp = torch.log_softmax(logits.float(), -1)
     # NaN, +∞ and a row of −∞ all make the whole row NaN, so that one column tells.
-    broken = logp[..., 0].isnan()
+    _refuse_broken(logp[..., 0].isnan())
+    return logp
+
+
+def log_norm(logits: Tensor) -> Tensor:
+    """log Σ_v exp(logits), (...,) float32: what log-probabilities are short of their logits, without writing (..., V).
+
+    Raises: InputError: a row holds NaN or +∞, or nothing but −∞.
+    """
+    rows = logits.reshape(-1, logits.shape[-1])
+    # On a CPU a few rows at a time stay in the cache; a copy of all of them would not.
+    parts = torch.split(rows, max(1, 2**20 // rows.shape[1])) if rows.device.type == "cpu" else (rows,)
+    found = torch.cat([part.float().logsumexp(-1) for part in parts]).reshape(logits.shape[:-1])
+    _refuse_broken(~torch.isfinite(found))
+    return found
+
+
+def _refuse_broken(broken: Tensor) -> None:
     if broken.any():
         row = int(broken.flatten().nonzero()[0])
         raise InputError(
             f"the model's logits of row {row} hold NaN or +inf, or are all -inf; "
             "check the checkpoint (half precision may have overflowed: load it in float32)"
         )
-    return logp
 
 
 def width_of(vocabulary: int, p: float, max_candidates: int | None) -> int:
@@ -67,80 +84,115 @@ def width_of(vocabulary: int, p: float, max_candidates: int | None) -> int:
     return vocabulary if p == 1.0 or max_candidates is None else min(max_candidates, vocabulary)
 
 
-def top_p(logp: Tensor, p: float, max_candidates: int | None = None) -> Candidates:
+def top_p(logits: Tensor, p: float, max_candidates: int | None = None, *, log_norm: Tensor | None = None) -> Candidates:
     """The candidate sets of next-token distributions.
 
         A_p(s) = the shortest prefix of tokens, by π_T(·|s) descending (ties: lower id first), of mass ≥ p
 
     Source: equation (1) of the design; Holtzman et al. (2020), arXiv:1904.09751, eq. 2-3.
 
-    The vocabulary is not sorted: the 64 most probable tokens usually settle a row; rows they do not settle are sorted
-    whole. Masses are summed in float64.
+    The vocabulary is neither sorted nor normalised: the few most probable tokens usually settle a row, and rows they do
+    not settle are looked at through wider and wider windows. Masses are summed in float64.
 
     Args:
-        logp: (..., V) normalised log-probabilities, nats; −∞ allowed.
+        logits: (..., V) log-probabilities, nats; −∞ allowed. With `log_norm`, any logits.
         p: mass in (0, 1]; 1 keeps the whole vocabulary, and then `max_candidates` does not apply.
         max_candidates: K, the most candidates kept; None = as many as the widest of these sets needs.
+        log_norm: (...,) what `log_norm` says of these logits; None where they are log-probabilities.
     Returns: Candidates of (..., K).
     Raises: InputError: p or max_candidates out of range, a row with NaN, or a row of nothing but −∞.
     >>> top_p(torch.tensor([0.2, 0.5, 0.3]).log(), 0.6, 2).ids
     tensor([1, 2])
     """
     check_top_p(p, max_candidates)
-    shape, vocabulary = logp.shape[:-1], logp.shape[-1]
-    rows = logp.reshape(-1, vocabulary)
-    best = rows.max(-1).values
+    shape, vocabulary = logits.shape[:-1], logits.shape[-1]
+    rows = logits.reshape(-1, vocabulary)
+    norms = rows.new_zeros(len(rows), dtype=torch.float32) if log_norm is None else log_norm.reshape(-1)
+    if p == 1.0:
+        best = rows.amax(-1)
+        keep = torch.full_like(best, vocabulary, dtype=torch.int64)
+        values, ids = torch.sort(rows, dim=-1, descending=True, stable=True)
+        logp = values.float() - norms[:, None]
+    else:
+        logp, ids, keep = _nuclei(rows, norms, p, width_of(vocabulary, p, max_candidates))
+        best = logp[:, 0]
     if not bool(torch.isfinite(best).all()):
         row = int((~torch.isfinite(best)).nonzero()[0])
         raise InputError(f"row {row} of the log-probabilities holds NaN or is all -inf; normalise the logits first")
-    if p == 1.0:
-        keep = torch.full_like(best, vocabulary, dtype=torch.int64)
-        values, ids = torch.sort(rows, dim=-1, descending=True, stable=True)
-    else:
-        values, ids, keep = _nuclei(rows, p)
     width = width_of(vocabulary, p, max_candidates) if max_candidates is not None or p == 1.0 else int(keep.max())
-    values, ids = _fit(values, width), _fit(ids, width)
-    mask = torch.arange(width, device=logp.device) < keep[:, None]  # (N, K)
+    logp, ids = _fit(logp, width), _fit(ids, width)
+    mask = torch.arange(width, device=logits.device) < keep[:, None]  # (N, K)
     return Candidates(
         ids=ids.masked_fill(~mask, 0).reshape(*shape, width),
-        logp=values.float().clamp(min=PAD_LOGP).masked_fill(~mask, PAD_LOGP).reshape(*shape, width),
+        logp=logp.clamp(min=PAD_LOGP, max=0.0).masked_fill(~mask, PAD_LOGP).reshape(*shape, width),
         mask=mask.reshape(*shape, width),
         cut=(keep > width).reshape(shape),
     )
 
 
-def _nuclei(rows: Tensor, p: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Sorted log-probabilities and ids of a prefix wide enough for every row's set, and the sets' sizes (N,)."""
+def _nuclei(rows: Tensor, norms: Tensor, p: float, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every row the log-probabilities and ids of a sorted prefix, and the size (N,) of its set, or of a part of that
+    larger than `wanted`; the prefix is the set, or its first `wanted` tokens."""
     vocabulary = rows.shape[-1]
-    if vocabulary <= 2 * PREFILTER:
-        values, ids = torch.sort(rows, dim=-1, descending=True, stable=True)
-        return values, ids, _sizes(values, p)
-    values, ids = torch.topk(rows, PREFILTER + 1, -1)
-    # topk leaves ties in any order: by id first, then stably by value.
-    ids, order = torch.sort(ids, -1)
-    values, by_value = torch.sort(values.gather(-1, order), dim=-1, descending=True, stable=True)
-    ids = ids.gather(-1, by_value)
-    # A tie at the last place may have left a lower id outside; such rows, and rows short of p, are not settled.
-    mass = values[:, :PREFILTER].double().exp().sum(-1)
-    keep = _sizes(values[:, :PREFILTER], p)
-    edge = values.gather(-1, (keep - 1)[:, None])[:, 0]
-    open_rows = ((mass < p) | (edge <= values[:, PREFILTER])).nonzero()[:, 0]
-    if not len(open_rows):
-        return values, ids, keep
-    full_values, full_ids = torch.sort(rows[open_rows], dim=-1, descending=True, stable=True)
-    full_keep = _sizes(full_values, p)
-    width = max(PREFILTER, int(full_keep.max()))
-    values, ids = _fit(values, width), _fit(ids, width)
-    values[open_rows], ids[open_rows] = full_values[:, :width], full_ids[:, :width]
-    keep[open_rows] = full_keep
-    return values, ids, keep
+    blocks = rows[:, : vocabulary // BLOCK * BLOCK].reshape(len(rows), -1, BLOCK)  # (N, V / BLOCK, BLOCK)
+    peaks = blocks.amax(-1) if blocks.shape[1] > 2 * BLOCK else None
+    logp, ids, keep = norms.new_zeros(len(rows), 0), rows.new_zeros(len(rows), 0, dtype=torch.int64), None
+    pending = torch.arange(len(rows), device=rows.device)
+    for window in (*(size for size in WINDOWS if 2 * size < vocabulary), vocabulary):
+        values, found = _best(rows, blocks, peaks, pending, min(window + 1, vocabulary))
+        values = values.float() - norms[pending, None]
+        size = _sizes(values[:, :window], p)  # window + 1 where the window does not hold the mass
+        # A tie of the last token taken with the first beyond the window may have left a lower id outside.
+        last = values.gather(-1, (size.clamp(max=min(wanted, window)) - 1)[:, None])[:, 0]
+        settled = (size <= window) | (window >= wanted)
+        if window < vocabulary:
+            settled &= last > values[:, window]
+        taken = min(window, max(wanted, 1))
+        if keep is None:
+            logp, ids, keep = values[:, :taken], found[:, :taken], size
+        else:
+            logp, ids = _fit(logp, taken), _fit(ids, taken)
+            logp[pending], ids[pending], keep[pending] = values[:, :taken], found[:, :taken], size
+        if bool(settled.all()):
+            break
+        pending = pending[~settled]
+    assert keep is not None
+    return logp, ids, keep
+
+
+def _best(rows: Tensor, blocks: Tensor, peaks: Tensor | None, pending: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest entries of the pending rows and their ids, ties by id; which of the entries that tie with the
+    last one are among them is open.
+
+    In a wide vocabulary they lie in the `count` blocks with the largest peaks, or behind the last whole block.
+    """
+    if peaks is None or 2 * count > peaks.shape[1]:
+        part = rows if len(pending) == len(rows) else rows[pending]
+        if count == rows.shape[-1]:
+            values, ids = torch.sort(part, dim=-1, descending=True, stable=True)
+            return values, ids
+        values, ids = torch.topk(part, count, -1)
+    else:
+        chosen = peaks[pending].topk(count, -1, sorted=False).indices  # (n, count)
+        near = blocks[pending[:, None], chosen].flatten(1)
+        tail = rows[:, blocks.shape[1] * BLOCK :][pending]
+        values, place = torch.cat([near, tail], -1).topk(count, -1)
+        inside = chosen.gather(-1, (place // BLOCK).clamp(max=count - 1)) * BLOCK + place % BLOCK
+        ids = torch.where(place < near.shape[1], inside, place - near.shape[1] + blocks.shape[1] * BLOCK)
+    if bool((values[:, 1:] == values[:, :-1]).any()):
+        ids, order = torch.sort(ids, -1)
+        values, by_value = torch.sort(values.gather(-1, order), dim=-1, descending=True, stable=True)
+        ids = ids.gather(-1, by_value)
+    return values, ids
 
 
 def _sizes(sorted_logp: Tensor, p: float) -> Tensor:
-    """How many leading tokens reach the mass p, at least 1 and at most those with any probability."""
+    """How many leading tokens reach the mass p, at least 1 and at most those with any probability; one more than there
+    are where they do not."""
     mass = sorted_logp.double().exp().cumsum(-1)
+    size = (mass < p).sum(-1) + 1
     possible = torch.isfinite(sorted_logp).sum(-1)
-    return torch.minimum((mass < p).sum(-1) + 1, possible).clamp(min=1)
+    return torch.where(possible < sorted_logp.shape[-1], torch.minimum(size, possible), size).clamp(min=1)
 
 
 def _fit(values: Tensor, width: int) -> Tensor:

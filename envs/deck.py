@@ -41,6 +41,11 @@ class Deck:
             self._check(ids, index)
         self._queue: list[int] = []
 
+    @property
+    def shortest(self) -> int:
+        """Tokens of the shortest prompt."""
+        return min(map(len, self._ids))
+
     def __len__(self) -> int:
         return len(self._ids)
 
@@ -51,6 +56,12 @@ class Deck:
     def deal(self, count: int, rng: np.random.Generator) -> list[Card]:
         """The next prompts of this pass, and of new passes once it is through."""
         return [self._next(rng) for _ in range(count)]
+
+    def next_ids(self, count: int, rng: np.random.Generator) -> list[list[int]]:
+        """The prompts that `deal` will give next, up to the end of the pass."""
+        if not self._queue:
+            self._queue = rng.permutation(len(self._ids)).tolist()
+        return [self._ids[index] for index in self._queue[: -count - 1 : -1]]
 
     def given(self, prompts: Sequence[Any], count: int) -> list[Card]:
         """Prompts chosen from outside, which need not be in the deck.

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import PicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from envs.candidates import normalise
-from envs.decode import Decoder, context_limit_of, right_padded
+from envs.decode import Decoder
 from envs.errors import InputError
+from envs.sequences import context_limit_of, right_padded
+from envs.teachers import recipe_of, reload_teacher
 
 
 def load_causal_lm(source: str | Path) -> tuple[Any, Any]:
@@ -83,6 +86,19 @@ class HFTeacher:
 
     def __deepcopy__(self, memo: object) -> HFTeacher:
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by name, to be loaded again: a handle does not carry its weights about.
+
+        Raises: PicklingError: it was given as an object, so that there is nothing to load it from.
+        """
+        recipe = recipe_of(self)
+        if recipe is None:
+            raise PicklingError(
+                f"teacher {self.name!r} was given as an object, which does not go to another process; "
+                "save it with save_pretrained and give the directory"
+            )
+        return reload_teacher, recipe
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a prompt.

@@ -1,131 +1,183 @@
-"""One preallocated key-value cache whose rows begin and end at different times."""
+"""A key-value cache whose rows begin and end at different times, and attention that reads little beyond their ends."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+ROWS_OF_A_BLOCK = 16
+WASTE = 0.15  # share of unused columns from which the rows are read in blocks
+
+Lengths = npt.NDArray[np.int64]
+
+
+class Block(NamedTuple):
+    """Neighbouring rows that are read together."""
+
+    rows: slice
+    columns: int
+    hidden: Tensor | None  # (rows, 1, 1, columns) bool, True = not of this text; None: every column is
 
 
 # transformers carries no types, so its classes are Any to the checker.
-class SharedColumnLayer(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values (N, H, C, D) of one layer; all rows write the same column, and the buffer grows by doubling."""
+class RowLayer(CacheLayerMixin):  # type: ignore[misc]
+    """Keys and values (N, H, C, D) of one layer; token t of a text lies in column t of its row."""
 
     is_sliding = False
 
-    def __init__(self) -> None:
+    def __init__(self, owner: RowCache) -> None:
         super().__init__()
-        self.column = 0
+        self.owner = owner
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys = key_states.new_zeros((*key_states.shape[:2], 0, key_states.shape[-1]))
-        self.values = value_states.new_zeros((*value_states.shape[:2], 0, value_states.shape[-1]))
+        rows = len(self.owner.lengths)
+        self.keys = key_states.new_zeros((rows, key_states.shape[1], 0, key_states.shape[3]))
+        self.values = value_states.new_zeros((rows, value_states.shape[1], 0, value_states.shape[3]))
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write the new columns; returns everything written so far, as views."""
+        """Write one token (N, H, 1, D) behind each text; returns all columns in use, as views."""
+        self.reserve(self.owner.span, key_states, value_states)
+        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+            if self.owner.even:
+                buffer[:, :, self.owner.span - 1] = states[:, :, 0]
+            else:
+                buffer[self.owner.every, :, self.owner.positions] = states[:, :, 0]
+        return self.keys[:, :, : self.owner.span], self.values[:, :, : self.owner.span]
+
+    def reserve(self, columns: int, key_states: Tensor, value_states: Tensor) -> None:
+        """Make room for that many columns; the buffers grow by doubling, up to the context."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        end = self.column + key_states.shape[-2]
-        self.reserve(end)
-        self.keys[:, :, self.column : end] = key_states
-        self.values[:, :, self.column : end] = value_states
-        self.column = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def reserve(self, columns: int) -> None:
-        """Make room for that many columns."""
-        missing = columns - self.keys.shape[-2]
-        if missing > 0:
-            extra = max(missing, self.keys.shape[-2], 64)
+        have = self.keys.shape[-2]
+        if columns > have:
+            extra = max(columns, min(max(2 * have, 64), self.owner.limit + 1)) - have
             self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, extra))
             self.values = torch.nn.functional.pad(self.values, (0, 0, 0, extra))
 
-    def shift(self, columns: int) -> None:
-        """Move what is written to the right (positive: new empty columns on the left) or left (negative: drop them)."""
-        for buffer in (self.keys, self.values):
-            written = buffer[:, :, max(0, -columns) : self.column].clone()
-            start = max(0, columns)
-            buffer[:, :, :start] = 0
-            buffer[:, :, start : start + written.shape[-2]] = written
-        self.column += columns
-
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.column + query_length, 0
+        return self.owner.span, 0
 
     def get_seq_length(self) -> int:
-        return self.column
+        return self.owner.span - 1
 
     def get_max_length(self) -> int:
         return -1
 
 
-class SharedColumnCache:
-    """The cache of N texts, right-aligned at one write column; which columns a row sees is its row of `visible`."""
+class RowCache:
+    """The cache of N texts, each from column 0 of its own row on: a text begun anew overwrites the one before it.
 
-    def __init__(self, rows: int, layers: int, device: torch.device) -> None:
-        self.cache = Cache(layers=[SharedColumnLayer() for _ in range(layers)])
-        self.visible = torch.zeros(rows, 128, dtype=torch.int64, device=device)  # (N, C)
+    No column is ever dead, nothing is moved, and memory is that of the longest text so far.
+    """
 
-    @property
-    def column(self) -> int:
-        """The column that is written next."""
-        return int(self.cache.layers[0].column)
+    def __init__(self, rows: int, layers: int, device: torch.device, limit: int) -> None:
+        self.limit = limit  # tokens of the context; one more column takes what idle rows at its end write
+        self.lengths: Lengths = np.zeros(rows, dtype=np.int64)  # tokens of each text
+        self.cache = Cache(layers=[RowLayer(self) for _ in range(layers)])
+        self.device = device
+        self.every = torch.arange(rows, device=device)
+        self.positions = torch.zeros(rows, dtype=torch.int64, device=device)  # where each row writes, (N,)
+        self.span, self.even = 1, True  # columns in use by the step under way; whether all rows use them all
 
-    def mask_for_next(self) -> Tensor:
-        """The attention mask (N, column + 1) of a forward that writes one column, which every row sees."""
-        if self.column >= self.visible.shape[1]:
-            self.visible = torch.nn.functional.pad(self.visible, (0, self.visible.shape[1]))
-        self.visible[:, self.column] = 1
-        return self.visible[:, : self.column + 1]
+    def aim(self) -> None:
+        """Get ready for a step that appends a token to every row; rows that are idle write beyond their end."""
+        self.positions = torch.from_numpy(self.lengths).to(self.device)
+        self.span = int(self.lengths.max()) + 1
+        self.even = bool((self.lengths == self.span - 1).all())
 
-    def hide_last(self, rows: Tensor) -> None:
-        """Make the column just written invisible to these rows (N,) bool."""
-        self.visible[rows, self.column - 1] = 0
+    def visible(self) -> Tensor:
+        """What each row sees in the step under way, (N, span) bool."""
+        return torch.arange(self.span, device=self.device) <= self.positions[:, None]
 
-    def place(self, rows: Tensor, prefilled: Cache, mask: Tensor) -> None:
-        """Put a left-padded prefill (its cache and its mask (n, L)) just before the write column of these rows."""
-        length = mask.shape[1]
-        fresh = not self.cache.layers[0].is_initialized
-        if length > self.column:
-            self._shift(length - self.column, prefilled)
-        elif fresh:
-            self._shift(0, prefilled)
-        start = self.column - length
-        for layer, source in zip(self.cache.layers, prefilled.layers, strict=True):
-            layer.keys[rows, :, start : self.column] = source.keys[:, :, :length]
-            layer.values[rows, :, start : self.column] = source.values[:, :, :length]
-        self.visible[rows] = 0
-        self.visible[rows, start : self.column] = mask
+    def blocks(self) -> list[Block]:
+        """Rows to be read together, so that few columns beyond the end of a text are read."""
+        if self.even:
+            return [Block(slice(0, len(self.lengths)), self.span, None)]
+        starts = range(0, len(self.lengths), ROWS_OF_A_BLOCK)
+        parts = [slice(start, min(start + ROWS_OF_A_BLOCK, len(self.lengths))) for start in starts]
+        widths = [int(self.lengths[part].max()) + 1 for part in parts]
+        used = sum(width * (part.stop - part.start) for width, part in zip(widths, parts, strict=True))
+        if self.device.type != "cpu" or used > (1 - WASTE) * self.span * len(self.lengths):
+            parts, widths = [slice(0, len(self.lengths))], [self.span]
+        hidden = ~self.visible()[:, None, None]
+        return [Block(part, width, hidden[part, ..., :width]) for part, width in zip(parts, widths, strict=True)]
 
-    def drop_dead_columns(self) -> None:
-        """Drop the columns on the left that no row sees, once they are many."""
-        seen = self.visible[:, : self.column].any(0)
-        dead = int(seen.int().argmax()) if bool(seen.any()) else self.column
-        if dead >= 64:
-            self._shift(-dead)
+    def place(self, rows: Sequence[int], source: Cache, which: Sequence[int], lengths: Sequence[int]) -> None:
+        """Begin `rows` anew with the texts `which` of a prefill, left-aligned, `lengths` tokens each."""
+        self.lengths[list(rows)] = lengths
+        longest = max(lengths)
+        to, of = torch.tensor(rows, device=self.device), torch.tensor(which, device=self.device)
+        for layer, filled in zip(self.cache.layers, source.layers, strict=True):
+            layer.reserve(longest, filled.keys, filled.values)
+            layer.keys[to, :, :longest] = filled.keys[of, :, :longest]
+            layer.values[to, :, :longest] = filled.values[of, :, :longest]
 
     def keep_rows(self, rows: Tensor) -> None:
         """Forget all rows but these, and renumber them."""
-        self.visible = self.visible[rows]
+        self.lengths = self.lengths[rows.numpy()]
+        index = rows.to(self.device)
+        self.every = self.every[: len(rows)]
         for layer in self.cache.layers:
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+            layer.keys, layer.values = layer.keys[index], layer.values[index]
 
-    def _shift(self, columns: int, like: Cache | None = None) -> None:
-        for number, layer in enumerate(self.cache.layers):
-            if not layer.is_initialized and like is not None:
-                source = like.layers[number]
-                rows = self.visible.shape[0]
-                layer.keys = source.keys.new_zeros((rows, *source.keys.shape[1:2], 0, source.keys.shape[-1]))
-                layer.values = source.values.new_zeros((rows, *source.values.shape[1:2], 0, source.values.shape[-1]))
-                layer.is_initialized = True
-            layer.reserve(layer.column + max(0, columns))
-            layer.shift(columns)
-        end = self.column
-        if end > self.visible.shape[1]:
-            self.visible = torch.nn.functional.pad(self.visible, (0, end))
-        self.visible = torch.roll(self.visible, columns, 1)
-        self.visible[:, end:] = 0
-        self.visible[:, : max(0, columns)] = 0
+
+_blocks: list[Block] = []  # of the step under way
+
+
+@contextmanager
+def block_attention(model: Any, blocks: list[Block]) -> Iterator[None]:
+    """Within, the model attends by blocks instead of by the attention it was loaded with."""
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    _blocks[:] = blocks
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        _blocks.clear()
+
+
+NAME = "tdistill_blocks"
+PLAIN = {"sliding_window", "is_causal", "output_attentions", "position_ids", "cache_position", "use_cache"}
+"""Options of attention that change nothing for one token behind its whole text, in a model without windows."""
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one new token a row, (N, Hq, 1, D) on (N, H, C, D), block by block; (N, 1, Hq, D) in return."""
+    unknown = {name for name, given in options.items() if given is not None and name not in PLAIN}
+    if unknown:
+        raise TypeError(f"attention by blocks takes no {', '.join(sorted(unknown))}")
+    heads, width = key.shape[1], query.shape[-1]
+    grouped = query.reshape(len(query), heads, -1, width)  # (N, H, Hq / H, D): heads that share their keys
+    scale = width**-0.5 if scaling is None else scaling
+    parts = []
+    for rows, columns, hidden in _blocks:
+        keys, values = key[rows, :, :columns].flatten(0, 1), value[rows, :, :columns].flatten(0, 1)
+        scores = torch.bmm(grouped[rows].flatten(0, 1) * scale, keys.transpose(1, 2))  # (n·H, Hq / H, columns)
+        if hidden is not None:
+            scores.view(-1, heads, *scores.shape[1:]).masked_fill_(hidden, -torch.inf)
+        parts.append(torch.bmm(torch.softmax(scores, -1, dtype=torch.float32).to(values.dtype), values))
+    found = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return found.reshape(len(query), 1, -1, value.shape[-1]), None
+
+
+AttentionInterface.register(NAME, _attend)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -145,11 +146,24 @@ def encode_prompts(teacher: Teacher, source: Any) -> tuple[list[Prompt], list[li
             raise InputError(
                 f"prompt {number} is a {type(item).__name__} among others; give texts only, or lists of token ids only"
             )
-        ids = [int(token) for token in item]
+        ids = _token_ids(item, number)
         if any(not 0 <= token < teacher.vocab_size for token in ids):
             raise InputError(f"prompt {number} has ids outside the vocabulary of {teacher.vocab_size}")
         encoded.append(ids)
     return [], encoded
+
+
+def _token_ids(item: Iterable[Any], number: int) -> list[int]:
+    """Token ids as plain integers; a number with a fraction or a flag is no id."""
+    ids = []
+    for token in item:
+        try:
+            ids.append(operator.index(token))
+        except TypeError:
+            ids.append(-1)
+        if ids[-1] < 0 or isinstance(token, bool):
+            raise InputError(f"prompt {number} holds {token!r}, which is no token id; give whole numbers from 0")
+    return ids
 
 
 def _read_file(path: Path, skip_bad: bool) -> list[Prompt]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from envs.candidates import normalise
 from envs.errors import InputError
-from envs.teachers import Walk
+from envs.walk import Walk
 
 EOS = 0
 
@@ -104,7 +104,7 @@ class TableTeacher:
 
 
 class TableWalk:
-    """N texts of a table teacher; see `envs.teachers.Walk`."""
+    """N texts of a table teacher; see `envs.walk.Walk`."""
 
     def __init__(self, teacher: TableTeacher, rows: int) -> None:
         self._teacher = teacher

@@ -10,30 +10,13 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from envs.errors import InputError
+from envs.walk import Walk
 
 DATA = Path(__file__).parent / "data"
 EMBEDDED = DATA / "teacher"
 WARM_START = DATA / "student"
 
-_loaded: dict[str, Teacher] = {}
-
-
-class Walk(Protocol):
-    """N texts that a model extends together, token by token."""
-
-    log_probs: Tensor  # (N, V) float32, nats: the next token of every row; unspecified for rows never started
-
-    def start(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
-        """Begin these rows anew with these prompts; the other rows stay as they are."""
-        ...
-
-    def step(self, tokens: Tensor, active: Tensor) -> None:
-        """Append `tokens` (N,) int64 to the rows that are `active` (N,) bool."""
-        ...
-
-    def keep_rows(self, rows: Sequence[int]) -> None:
-        """Forget all rows but these; they are renumbered in this order."""
-        ...
+_loaded: dict[tuple[str, bool], Teacher] = {}  # by name or resolved directory, and with a chat template or without
 
 
 @runtime_checkable
@@ -75,9 +58,7 @@ def load_teacher(spec: str | Path | Teacher | tuple[Any, Any], *, chat_template:
             f"{type(spec).__name__} is no teacher; give a name, a directory, a Teacher or (model, tokenizer)"
         )
     name = str(spec)
-    key = str(Path(name).resolve()) if Path(name).is_dir() else name
-    if chat_template:
-        key += " with chat template"
+    key = str(Path(name).resolve()) if Path(name).is_dir() else name, chat_template
     if key not in _loaded:
         _loaded[key] = _load(name, chat_template)
     return _loaded[key]
@@ -100,6 +81,16 @@ def _load(name: str, chat_template: bool) -> Teacher:
     ):
         raise InputError(f"teacher {name!r} is neither a directory nor a known name; did you mean {close[0]!r}?")
     return HFTeacher(*load_causal_lm(name), name=name, chat_template=chat_template)
+
+
+def recipe_of(teacher: Teacher) -> tuple[str, bool] | None:
+    """The name or directory, and whether with a chat template, under which `load_teacher` gave this very object."""
+    return next((key for key, loaded in _loaded.items() if loaded is teacher), None)
+
+
+def reload_teacher(name: str, chat_template: bool) -> Teacher:
+    """What a pickled teacher of `recipe_of` comes back as."""
+    return load_teacher(name, chat_template=chat_template)
 
 
 def nearest(name: str, known: Sequence[str] | dict[str, Any]) -> str:

@@ -6,12 +6,15 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import numpy.typing as npt
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 
+from envs import checks
 from envs.errors import InputError
-from envs.vector_env import Array, TopPTokenVectorEnv
+from envs.vector_env import Array, TopPTokenVectorEnv, row_of
+
+Stepped = tuple[dict[str, Any], float, bool, bool, dict[str, Any]]
 
 
 class TopPTokenEnv(gymnasium.Env[dict[str, Any], np.int64]):
@@ -21,10 +24,14 @@ class TopPTokenEnv(gymnasium.Env[dict[str, Any], np.int64]):
     observation's `length` is a plain number. `reset(options={"prompt": text or token ids})` chooses the prompt. In mode
     "human" every state is printed.
 
+    Wrappers deep-copy the spec of what they wrap; a teacher is a handle there and is never copied, also one that was
+    given as `(model, tokenizer)`. A spec with a teacher's name goes through JSON and pickle; one with a `Teacher` does
+    not go through JSON.
+
     Raises: InputError: as `TopPTokenVectorEnv`.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"]}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012
 
     def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
         if {"num_envs", "autoreset_mode"} & set(kwargs):
@@ -34,57 +41,81 @@ class TopPTokenEnv(gymnasium.Env[dict[str, Any], np.int64]):
         self.render_mode = render_mode
         self.observation_space = self.vector.single_observation_space
         self.action_space = self.vector.single_action_space
+        self._spec: EnvSpec | None = None
+        self._over = False
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """How the environment was made; `gymnasium.make` sets it. A pair (model, tokenizer) stands there as its handle,
+        which deep-copies to itself."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, value: EnvSpec | None) -> None:
+        if value is not None and isinstance(value.kwargs.get("teacher"), tuple):
+            value.kwargs = {**value.kwargs, "teacher": self.vector.teacher}
+        self._spec = value
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Begin an episode; without a seed the random order of prompts goes on."""
-        super().reset(seed=seed)
-        unknown = sorted(set(options or {}) - {"prompt"})
-        if unknown:
-            raise InputError(f'reset takes options={{"prompt": text or token ids}}, not {unknown[0]!r}')
-        prompt = (options or {}).get("prompt")
-        chosen = None if prompt is None else {"prompts": [prompt]}
-        observations, infos = self.vector.reset(seed=seed, options=chosen)
-        return _first(observations), _first_info(infos)
+        """Begin an episode; without a seed the random order of prompts goes on.
 
-    def step(self, action: np.int64 | int) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Take a slot. Raises: InvalidAction: it has no candidate. ResetNeeded: the episode has ended."""
-        return self._one(self.vector.step(np.asarray([action])))
+        Raises: InputError: an option, a seed or a prompt that cannot be used; nothing has happened then.
+            ClosedEnvironmentError: after `close`.
+        """
+        options = checks.options_of(options, ("prompt",))
+        if seed is None:
+            self.vector.np_random = self.np_random  # one generator, `env.np_random`, orders the prompts
+        observations, infos = self.vector.reset(seed=seed, options=options)
+        if seed is not None:
+            self._np_random, self._np_random_seed = self.vector.np_random, self.vector.np_random_seed
+        self._over = False
+        return _first(observations), row_of(infos, 0)
 
-    def step_token(self, token: int) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Take a token, inside the set or not. Raises: InvalidAction: it is outside the vocabulary."""
-        return self._one(self.vector.step_tokens(np.asarray([token])))
+    def step(self, action: np.int64 | int) -> Stepped:
+        """Take a slot.
 
-    def _one(
-        self, result: tuple[dict[str, Array], Array, Array, Array, dict[str, Any]]
-    ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        observations, rewards, terminated, truncated, infos = result
-        return (
-            _first(observations),
-            float(rewards[0]),
-            bool(terminated[0]),
-            bool(truncated[0]),
-            _first_info(infos),
-        )
+        Raises: InvalidAction: it has no candidate, or is no integer; nothing has happened then. ResetNeeded: the
+            episode has ended, or none has begun. ClosedEnvironmentError: after `close`.
+        """
+        self._check_state()
+        return self._one(self.vector.step(np.array([checks.action_of(action, "slot")])))
+
+    def step_token(self, token: np.int64 | int) -> Stepped:
+        """Take a token, inside the set or not.
+
+        Raises: InvalidAction: it is outside the vocabulary, or no integer. Otherwise as `step`.
+        """
+        self._check_state()
+        return self._one(self.vector.step_tokens(np.array([checks.action_of(token, "token")])))
+
+    def _check_state(self) -> None:
+        _ = self.vector.candidates  # tells of an environment that is closed or has no state yet
+        if self._over:
+            raise ResetNeeded("the episode has ended; call reset to begin another")
+
+    def _one(self, result: tuple[dict[str, Array], Array, Array, Array, dict[str, Any]]) -> Stepped:
+        observations, rewards, terminations, truncations, infos = result
+        terminated, truncated = bool(terminations[0]), bool(truncations[0])
+        self._over = terminated or truncated
+        return _first(observations), float(rewards[0]), terminated, truncated, row_of(infos, 0)
 
     def render(self) -> str | None:
         """The text so far and the candidates, in mode "ansi".
 
-        Raises: ResetNeeded: before the first reset.
+        Raises: ResetNeeded: before the first reset, or made without a render mode.
         """
         if self.render_mode is None:
             raise ResetNeeded('nothing to render: make the environment with render_mode="ansi" or "human"')
         shown = self.vector.render()
         return shown[0] if shown else None
 
+    def close(self) -> None:
+        """Let go of the teacher's cache; closing twice does nothing."""
+        self.vector.close()
 
-def _first(observations: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
+
+def _first(observations: dict[str, Array]) -> dict[str, Any]:
     single = {key: value[0] for key, value in observations.items()}
     return {**single, "length": int(single["length"])}
-
-
-def _first_info(infos: dict[str, Any]) -> dict[str, Any]:
-    """Row 0 of the infos, numbers as plain Python ones."""
-    rows = {key: value[0] for key, value in infos.items() if not key.startswith("_")}
-    return {key: value if isinstance(value, np.ndarray) else value.item() for key, value in rows.items()}

@@ -15,13 +15,16 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from envs import checks
 from envs.candidates import PAD_LOGP, Candidates, check_top_p, top_p, width_of
 from envs.deck import Card, Deck
 from envs.errors import InputError
 from envs.prompts import Prompt
 from envs.rendering import render_state
 from envs.rewards import Reward, Step, make_reward
+from envs.spaces import observation_space
 from envs.teachers import Teacher, load_teacher
+from envs.walk import Expectant, scores_of
 
 Array = npt.NDArray[Any]
 Observation = dict[str, Array]
@@ -52,7 +55,8 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
 
     ## Starting State
     A prompt; prompts are visited in a seeded random order, each once per pass; a reset without a seed goes on in it.
-    `reset(options={"prompts": [...]})` chooses them, one a row to be reset (texts, or lists of token ids).
+    `reset(options={"prompts": [...]})` chooses them, one a row to be reset (texts, or lists of token ids), and
+    `{"prompt": ...}` one for all.
 
     ## Rewards
     Equation (2), chosen by `reward`; by default log π_T(a|s) in nats, not below −10,000. See `envs.rewards`.
@@ -72,7 +76,7 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
 
     ## Arguments
     * `teacher`: a name, a directory, a hub id, a `Teacher`, or `(model, tokenizer)`. Its sampling settings (top_k,
-      penalties) are ignored. Gymnasium deep-copies what `make` is given: a `Teacher` stays itself, a pair is copied.
+      penalties) are ignored. It is a handle: Gymnasium deep-copies specs, and a `Teacher` stays itself.
     * `prompts`: a file, texts, lists of token ids, or None, the embedded training split.
     * `top_p`, `max_candidates`: equation (1); None keeps every slot, K = V.
     * `max_prompt_tokens`: None = the longest prompt given. `max_new_tokens`: the budget, EOS included.
@@ -83,10 +87,15 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
     ## Version History
     * v0: first version.
 
-    Raises: InputError: an argument out of range, no prompt, or one longer than max_prompt_tokens or the context.
+    Raises: InputError: an argument out of range or of another type, no prompt, one longer than max_prompt_tokens or the
+        context, or a budget that the context has no room for after any prompt.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+    metadata: dict[str, Any] = {  # noqa: RUF012
+        "render_modes": ["ansi", "human"],
+        "render_fps": 4,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
 
     def __init__(
         self,
@@ -104,19 +113,22 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         stop_strings: Sequence[str] = (),
     ) -> None:
+        num_envs, max_new_tokens = checks.whole("num_envs", num_envs), checks.whole("max_new_tokens", max_new_tokens)
+        max_candidates = None if max_candidates is None else checks.whole("max_candidates", max_candidates)
+        top_p, gamma = checks.real("top_p", top_p), checks.real("gamma", gamma)
         check_top_p(top_p, max_candidates)
-        for name, value in {"num_envs": num_envs, "max_new_tokens": max_new_tokens}.items():
-            if value < 1:
-                raise InputError(f"{name} = {value} is below 1")
         if render_mode not in {None, *self.metadata["render_modes"]}:
             raise InputError(f"render_mode {render_mode!r} is none of 'ansi', 'human' and None")
         self.teacher: Teacher = load_teacher(teacher)
         self.reward = make_reward(reward, gamma)
         self.top_p, self.max_new_tokens, self.gamma = top_p, max_new_tokens, gamma
-        self.render_mode, self.stop_strings = render_mode, _stop_strings(stop_strings)
-        self.autoreset_mode = AutoresetMode(_mode_value(autoreset_mode))
+        self.render_mode, self.stop_strings = render_mode, checks.stop_strings_of(stop_strings)
+        self.autoreset_mode = checks.autoreset_of(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        context = self.teacher.context_limit
+        checks.check_prompt_limit(max_prompt_tokens, context)
         self._deck = Deck(self.teacher, prompts, max_prompt_tokens)
+        checks.check_budget(max_new_tokens, self._deck.shortest, context)
         self.prompts = self._deck.prompts
         """The prompts given, which `prompt_index` counts; empty where they were given as ids."""
         self.max_prompt_tokens = self._deck.longest
@@ -126,19 +138,9 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         self._make_state()
 
     def _make_spaces(self) -> None:
-        vocabulary, slots = self.teacher.vocab_size, self._slots
         self._width = self.max_prompt_tokens + self.max_new_tokens  # L
-        spaces = gymnasium.spaces
-        self.single_action_space = spaces.Discrete(slots)
-        self.single_observation_space = spaces.Dict(
-            {
-                "context": spaces.Box(0, vocabulary - 1, (self._width,), np.int32),
-                "length": spaces.Discrete(self._width + 1),
-                "ids": spaces.Box(0, vocabulary - 1, (slots,), np.int32),
-                "logp": spaces.Box(PAD_LOGP, 0.0, (slots,), np.float32),
-                "mask": spaces.MultiBinary(slots),
-            }
-        )
+        self.single_action_space = gymnasium.spaces.Discrete(self._slots)
+        self.single_observation_space = observation_space(self.teacher.vocab_size, self._slots, self._width)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
 
@@ -159,14 +161,16 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
     @property
     def log_probs(self) -> Tensor:
         """log π_T(·|s) of the current states, (N, V) float32, nats; unspecified for rows that ended."""
+        checks.check_open(self.closed)
         return self._walk.log_probs
 
     @property
     def candidates(self) -> Candidates:
         """Candidate sets of the current states, (N, K); empty after EOS.
 
-        Raises: ResetNeeded: before the first reset.
+        Raises: ResetNeeded: before the first reset. ClosedEnvironmentError: after `close`.
         """
+        checks.check_open(self.closed)
         if self._candidates is None:
             raise ResetNeeded("the environment has no state yet; call reset first")
         return self._candidates
@@ -187,31 +191,34 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Begin all rows, or those of `options["reset_mask"]`; `options["prompts"]` gives each row its prompt."""
-        if isinstance(seed, list):
-            raise InputError("one seed serves all rows, which are stepped together; give an int")
-        options = options or {}
-        chosen = np.asarray(options.get("reset_mask", np.ones(self.num_envs)), dtype=bool)
-        if chosen.shape != (self.num_envs,) or not chosen.any():
-            raise InputError(f"reset_mask must be {self.num_envs} flags with one True at least, not {chosen!r}")
+        """Begin all rows, or those of `options["reset_mask"]`; the infos' masks say which.
+
+        Raises: InputError: what cannot be used; nothing has happened then. ClosedEnvironmentError: after `close`.
+        """
+        checks.check_open(self.closed)
+        options = checks.options_of(options, ("prompts", "prompt", "reset_mask"))
+        chosen, seed = checks.reset_mask_of(options.get("reset_mask"), self.num_envs), checks.seed_of(seed)
         if self._candidates is None and not chosen.all():
             raise ResetNeeded("the first reset begins every row; leave reset_mask out")
-        count, prompts = int(chosen.sum()), options.get("prompts")
+        count = int(chosen.sum())
+        prompts = checks.prompts_of(options, count)
         given = None if prompts is None else self._deck.given(prompts, count)
         if seed is not None:
             self._np_random, self._np_random_seed = gymnasium.utils.seeding.np_random(seed)
             self._deck.restart()
+            self._walk = self.teacher.walk(self.num_envs)  # what was read before must not tell in the last digits
         self._begin(chosen, given)
         self._look()
         self._print()
-        return self._observe(), self._infos()
+        infos = self._infos()
+        return self._observe(), infos | {key: chosen.copy() for key in infos if key.startswith("_")}
 
     def step(self, actions: Array) -> tuple[Observation, Array, Array, Array, dict[str, Any]]:
         """Take a slot in every row; see the class for what rows that wait do.
 
         Raises: InvalidAction: a slot without a candidate; nothing has happened then. ResetNeeded: see `step_tokens`.
         """
-        found, slots = self.candidates, self._one_a_row(actions)
+        found, slots = self.candidates, checks.actions_of(actions, self.num_envs, "slot")
         index = slots.clamp(0, self._slots - 1)[:, None]
         legal = (slots == index[:, 0]) & found.mask.gather(1, index)[:, 0] | torch.from_numpy(self._ended)
         if not legal.all():
@@ -229,7 +236,8 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
 
         Raises: InvalidAction: no token of the vocabulary. ResetNeeded: a row that ended, without autoreset.
         """
-        taken = self._one_a_row(tokens)
+        checks.check_open(self.closed)
+        taken = checks.actions_of(tokens, self.num_envs, "token")
         wrong = ((taken < 0) | (taken >= self.teacher.vocab_size)) & ~torch.from_numpy(self._ended)
         if wrong.any():
             row = int(wrong.nonzero()[0])
@@ -243,7 +251,7 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
             row = int(resetting.argmax())
             raise ResetNeeded(f'row {row} has ended; reset it with options={{"reset_mask": ...}}')
         acting = torch.from_numpy(~resetting)
-        taken_logp = self.log_probs.gather(1, tokens[:, None])[:, 0].clamp(min=PAD_LOGP, max=0.0)
+        taken_logp = self._logp_of(tokens)
         in_set = ((before.ids == tokens[:, None]) & before.mask).any(1)
         self._in_set = (in_set | ~acting).numpy()
         self._token = torch.where(acting, tokens, -1).numpy()
@@ -266,6 +274,11 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         infos = self._begin_at_once() if self.autoreset_mode == AutoresetMode.SAME_STEP else self._infos()
         return self._observe(), rewards, terminated, truncated, infos
 
+    def _logp_of(self, tokens: Tensor) -> Tensor:
+        logits, norm = scores_of(self._walk)
+        chosen = logits.gather(1, tokens[:, None].to(logits.device))[:, 0].float() - norm
+        return chosen.clamp(min=PAD_LOGP, max=0.0).cpu()
+
     def _append(self, tokens: Array, acting: npt.NDArray[np.bool_]) -> None:
         """Write the tokens of the rows that act, and see which of these end: by themselves, or because they must."""
         rows = acting.nonzero()[0]
@@ -282,10 +295,9 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
             last, infos, ended = self._observe(), self._infos(), self._ended.copy()
             for row in ended.nonzero()[0].tolist():
                 single = {key: value[row] for key, value in last.items()}
-                info = {key: value[row] for key, value in infos.items() if not key.startswith("_")}
-                finals = self._add_info(finals, {"final_obs": single, "final_info": info}, row)
+                finals = self._add_info(finals, {"final_obs": single, "final_info": row_of(infos, row)}, row)
             self._begin(ended)
-            self._look()
+            self._look(ended.nonzero()[0])
         return self._infos() | finals
 
     def _begin(self, chosen: npt.NDArray[np.bool_], given: list[Card] | None = None) -> None:
@@ -298,19 +310,28 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
             self._length[row] = self._prompt_length[row] = len(card.ids)
         self._ended[rows] = self._terminated[rows] = False
         self._token[rows], self._in_set[rows] = -1, True
+        if given is None and isinstance(self._walk, Expectant):
+            self._walk.expect(self._deck.next_ids(self.num_envs, self.np_random))
         self._walk.start(rows, [card.ids for card in cards])
 
-    def _look(self) -> None:
-        """The candidates of every row's state; none where the text has ended by itself."""
-        found = top_p(self.log_probs, self.top_p, self._slots)
-        if self._terminated.any():
-            gone = torch.from_numpy(self._terminated)[:, None]
+    def _look(self, rows: npt.NDArray[np.int64] | None = None) -> None:
+        """The candidates of every row's state, or of these rows'; none where the text has ended by itself."""
+        logits, norm = scores_of(self._walk)
+        index = torch.from_numpy(np.arange(self.num_envs) if rows is None else rows)
+        if rows is not None:
+            logits, norm = logits[index.to(logits.device)], norm[index.to(norm.device)]
+        found = Candidates(*(part.cpu() for part in top_p(logits, self.top_p, self._slots, log_norm=norm)))
+        gone = torch.from_numpy(self._terminated)[index, None]
+        if gone.any():
             found = Candidates(
                 ids=found.ids.masked_fill(gone, 0),
                 logp=found.logp.masked_fill(gone, PAD_LOGP),
                 mask=found.mask & ~gone,
                 cut=found.cut & ~gone[:, 0],
             )
+        if rows is not None:
+            parts = zip(self.candidates, found, strict=True)
+            found = Candidates(*(whole.index_copy(0, index, part) for whole, part in parts))
         self._candidates = found
 
     def _observe(self) -> Observation:
@@ -333,12 +354,6 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
             "in_set": self._in_set.copy(),
         }
         return infos | {f"_{key}": np.ones(self.num_envs, dtype=bool) for key in infos}
-
-    def _one_a_row(self, actions: Array | Tensor) -> Tensor:
-        chosen = torch.as_tensor(actions, dtype=torch.int64).reshape(-1)
-        if len(chosen) != self.num_envs:
-            raise InvalidAction(f"{len(chosen)} actions were given for {self.num_envs} rows; give one a row")
-        return chosen
 
     def _stopped(self, rows: Iterable[int]) -> npt.NDArray[np.bool_]:
         stopped = np.zeros(self.num_envs, dtype=bool)
@@ -371,18 +386,13 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         """Every row's text so far and its candidates; None in mode "human", which prints every state by itself."""
         return tuple(self._shown()) if self.render_mode == "ansi" else None
 
-
-def _stop_strings(given: Sequence[str]) -> tuple[str, ...]:
-    strings = (given,) if isinstance(given, str) else tuple(given)
-    if not all(strings):
-        raise InputError("a stop string is empty; it would end every text at once")
-    return strings
+    def close_extras(self, **kwargs: Any) -> None:
+        """Let go of the teacher's cache; what is called afterwards says that the environment is closed."""
+        self._candidates = None
+        del self._walk
 
 
-def _mode_value(mode: str | AutoresetMode) -> str:
-    if isinstance(mode, AutoresetMode):
-        return str(mode.value)
-    values = {item.name.lower(): str(item.value) for item in AutoresetMode}
-    if mode.lower() not in values:
-        raise InputError(f"autoreset_mode {mode!r} is none of {', '.join(values)}")
-    return values[mode.lower()]
+def row_of(infos: dict[str, Any], row: int) -> dict[str, Any]:
+    """What a single environment's info holds for this row: numbers and flags as plain Python ones, arrays as arrays."""
+    values = {key: value[row] for key, value in infos.items() if not key.startswith("_")}
+    return {key: value if isinstance(value, np.ndarray) else value.item() for key, value in values.items()}

@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "measure a student or teacher directory on held-out prompts",
     "generate": "talk to a student side by side with the teacher",
     "teacher": "train the embedded teacher and its warm-start student",
+    "bench": "measure speed and memory against what people use: bench env, bench memory",
 }
 USAGE = "\n".join(
     [
@@ -182,12 +183,31 @@ def _teacher(words: list[str]) -> None:
     _write_json(settings.json, _named(figures))
 
 
+def _bench(words: list[str]) -> None:
+    from envs.errors import InputError
+    from experiments.bench import env, memory, table
+
+    kinds: dict[str, tuple[type[Any], Callable[[Any], list[Any]], Callable[[list[Any]], str]]] = {
+        "env": (env.BenchEnvConfig, env.run, table.of_env),
+        "memory": (memory.BenchMemoryConfig, memory.run, table.of_memory),
+    }
+    if not words or words[0] not in kinds:
+        given = repr(words[0]) if words else "nothing"
+        raise InputError(f"bench measures {' or '.join(kinds)}, not {given}: tdistill bench env [--help]")
+    kind, run, show = kinds[words[0]]
+    settings = _parse(kind, f"bench {words[0]}", words[1:])
+    figures = run(settings)
+    _write_json(settings.json, {"figures": figures})
+    print(show(figures))
+
+
 COMMAND_OF: dict[str, Callable[[list[str]], None]] = {
     "compare": _runs("CompareConfig", "compare"),
     "distill": _runs("DistillConfig", "distill"),
     "evaluate": _evaluate,
     "generate": _generate,
     "teacher": _teacher,
+    "bench": _bench,
 }
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ import torch
 
 from agents.student import check_tokenizers
 from envs.candidates import check_top_p, normalise
-from envs.decode import decode, right_padded
+from envs.decode import decode
 from envs.errors import InputError
 from envs.hf_teacher import load_causal_lm
 from envs.prompts import Prompt, embedded_prompts, load_prompts, prompt_hash, split_prompts
+from envs.sequences import right_padded
 from envs.teachers import Teacher, load_teacher
 from experiments.config import EvaluateConfig
 from experiments.metrics import TokenMeasures, common_vocabulary, rouge_l, task_measures, token_measures

@@ -29,10 +29,10 @@ from safetensors import SafetensorError
 from agents.episodes import Episodes
 from agents.student import Student, build_student
 from envs.candidates import check_top_p
-from envs.decode import context_limit_of
 from envs.errors import InputError
 from envs.prompts import Prompt, Splits, embedded_splits, load_prompts, split_prompts
 from envs.rewards import Sqil, make_reward
+from envs.sequences import context_limit_of
 from envs.teachers import WARM_START, Teacher, load_teacher
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.collect import collect

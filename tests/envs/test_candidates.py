@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.candidates import PAD_LOGP, normalise, top_p
+from envs.candidates import PAD_LOGP, log_norm, normalise, top_p
 from envs.errors import InputError
 
 
@@ -54,6 +54,46 @@ def test_every_set_is_that_of_a_full_sort(seed: int, v: int, p: float, scale: fl
         assert torch.equal(found.logp[row, found.mask[row]], inside)
         assert not found.ids[row, ~found.mask[row]].any()
         assert (found.logp[row, ~found.mask[row]] == PAD_LOGP).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([2000, 8320, 20_011]),
+    st.sampled_from([0.5, 0.9, 0.999]),
+    st.sampled_from([0.2, 3.0, 8.0]),
+    st.booleans(),
+    st.sampled_from([1, 16, 64, 300, None]),
+)
+def test_wide_vocabularies_and_bare_logits(
+    seed: int, v: int, p: float, scale: float, ties: bool, limit: int | None
+) -> None:
+    """Windows, blocks and the unfinished block at the end, on logits that nobody normalised; ties at every border."""
+    rng = np.random.default_rng(seed)
+    logits = torch.from_numpy((rng.normal(size=(3, v)) * scale + 5.0).astype(np.float32))
+    if ties:
+        logits = logits.round()
+    logits[1, -1] = 60.0
+    norm = log_norm(logits)
+    found = top_p(logits, p, limit, log_norm=norm)
+    logp = (logits - norm[:, None]).clamp(max=0.0).numpy()
+    for row in range(3):
+        order = np.lexsort((np.arange(v), -logits[row].numpy()))
+        size = int((np.cumsum(np.exp(logp[row, order].astype(np.float64))) < p).sum()) + 1
+        kept = size if limit is None else min(size, limit)
+        assert found.ids[row, found.mask[row]].tolist() == order[:kept].tolist()
+        assert np.array_equal(found.logp[row, found.mask[row]].numpy(), logp[row, order[:kept]])
+        assert bool(found.cut[row]) == (size > kept)
+
+
+def test_the_norm_of_logits_by_hand() -> None:
+    """log(e^0 + e^(log 3)) = log 4, for half precision as well."""
+    logits = torch.tensor([[0.0, math.log(3.0), -math.inf], [2.0, -math.inf, -math.inf]])
+    torch.testing.assert_close(log_norm(logits), torch.tensor([math.log(4.0), 2.0]))
+    assert log_norm(torch.zeros(2, 3, 8, dtype=torch.bfloat16)).tolist() == [[pytest.approx(math.log(8.0))] * 3] * 2
+    for bad in (math.nan, math.inf, -math.inf):
+        with pytest.raises(InputError, match="row 1"):
+            log_norm(torch.tensor([[0.0], [bad]]))
 
 
 def test_masses_by_hand() -> None:

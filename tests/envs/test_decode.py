@@ -11,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.candidates import normalise
-from envs.decode import TOLERANCE, Decoder, cache_is_exact, decode, last_logits
+from envs.decode import Decoder, decode
+from envs.engine import TOLERANCE, Cached, cache_is_exact
 from envs.errors import InputError
+from envs.prefill import batches
+from envs.sequences import last_logits
 from tests.envs.models import EXACT, UNCACHED, VOCABULARY, tiny_model
 
 MODELS = {arch: tiny_model(arch) for arch in (*EXACT, *UNCACHED)}
@@ -70,24 +73,78 @@ def test_every_row_is_that_text_alone(arch: str, seed: int, steps: int) -> None:
         assert (decoder.log_probs[row] - alone(arch, text)).abs().max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
-def test_a_long_walk_drops_dead_columns(arch: str) -> None:
+@pytest.mark.parametrize("arch", ["llama", "bloom"])
+def test_memory_is_that_of_the_longest_text_however_long_the_walk(arch: str) -> None:
+    """One row is refilled every 40 steps, the other every 27: no column is left behind, and texts stay exact."""
     decoder = Decoder(MODELS[arch], 2)
-    decoder.start([0, 1], [[3, 4, 5], [6]])
     texts = [[3, 4, 5], [6]]
-    widest = 0
+    decoder.start([0, 1], texts)
+    sizes = set()
     for step in range(400):
-        if step % 50 == 49:
-            row = (step // 50) % 2
-            texts[row] = [7, 8, 9]
-            decoder.start([row], [texts[row]])
+        for row, period in enumerate((40, 27)):
+            if step % period == period - 1:
+                texts[row] = [7 + step % 5, 8, 9]
+                decoder.start([row], [texts[row]])
         tokens = torch.tensor([step % 90 + 3, (step * 7) % 90 + 3])
         decoder.step(tokens, torch.tensor([True, True]))
         texts = [[*text, int(token)] for text, token in zip(texts, tokens, strict=True)]
-        widest = max(widest, decoder._engine.cache.column)  # type: ignore[union-attr]
-    assert widest < 250
+        sizes.add(engine_of(decoder).cache.cache.layers[0].keys.shape[2])
+    assert sizes == {64}  # the first size of a buffer; the longest text has 43 tokens
     for row, text in enumerate(texts):
         assert (decoder.log_probs[row] - alone(arch, text)).abs().max() <= TOLERANCE
+
+
+def engine_of(decoder: Decoder) -> Cached:
+    assert isinstance(decoder._engine, Cached)
+    return decoder._engine
+
+
+def test_prompts_are_read_once_and_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight rows keep four prompts; what is expected is read with what is missing, and nothing is read twice."""
+    decoder = Decoder(MODELS["llama"], 16)
+    prefills = engine_of(decoder).prefills
+    read: list[list[tuple[int, ...]]] = []
+    original = prefills._read
+    monkeypatch.setattr(prefills, "_read", lambda prompts: read.append(prompts) or original(prompts))
+    first, second, third, fourth, fifth = ([number + 3] * (number + 1) for number in range(5))
+    decoder.start(range(16), [first] * 8 + [second] * 8)
+    assert read == [[tuple(second), tuple(first)]]
+    decoder.expect([third, fourth, fifth, [9, 9]])
+    decoder.start([0], [third])
+    assert read[1] == [tuple(fifth), tuple(fourth), tuple(third), (9, 9)]
+    decoder.start([1, 2], [fourth, fifth])
+    assert len(read) == 2
+    for row, text in ((0, third), (1, fourth), (2, fifth), (3, first), (15, second)):
+        assert (decoder.log_probs[row] - alone("llama", text)).abs().max() <= TOLERANCE
+    decoder.start([5], [first])  # four are kept: it had to go
+    assert len(read) == 3 and prefills.capacity == 4
+
+
+def test_prompts_of_similar_lengths_are_read_together() -> None:
+    lengths = [60, 8, 55, 50, 9, 41, 58, 8] * 4
+    found = list(batches([(3,) * length for length in lengths]))
+    assert sorted(len(prompt) for batch in found for prompt in batch) == sorted(lengths)
+    assert [len(batch[0]) for batch in found] == [60, 41, 9]
+    assert [len(batch) for batch in found] == [16, 5, 11]
+
+
+@pytest.mark.parametrize("arch", EXACT)
+def test_rows_of_very_different_lengths_are_read_in_blocks(arch: str) -> None:
+    """Forty rows: one long text must not make the others pay, nor change them."""
+    rng = np.random.default_rng(1)
+    decoder = Decoder(MODELS[arch], 40)
+    texts = [rng.integers(3, VOCABULARY, 2 if row else 60).tolist() for row in range(40)]
+    decoder.start(range(40), texts)
+    for _ in range(3):
+        tokens = rng.integers(3, VOCABULARY, 40)
+        decoder.step(torch.from_numpy(tokens), torch.ones(40, dtype=torch.bool))
+        texts = [[*text, int(token)] for text, token in zip(texts, tokens, strict=True)]
+    cache = engine_of(decoder).cache
+    cache.aim()
+    assert [block.columns for block in cache.blocks()] == [64, 6, 6]
+    assert engine_of(decoder).blocks == (arch != "bloom")
+    for row in (0, 1, 17, 39):
+        assert (decoder.log_probs[row] - alone(arch, texts[row])).abs().max() <= TOLERANCE
 
 
 @pytest.mark.filterwarnings("ignore:.*without a cache")

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from envs.candidates import normalise
-from envs.decode import last_logits
 from envs.errors import InputError
 from envs.hf_teacher import HFTeacher, eos_ids_of, load_causal_lm
+from envs.sequences import last_logits
 from envs.table_teacher import TABLES, TableTeacher
 from envs.teachers import Teacher, load_teacher
 from tests.envs.models import EXACT, save_tiny, tiny_model, tiny_tokenizer

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 import envs
 from envs.candidates import PAD_LOGP, normalise, top_p
-from envs.decode import last_logits
 from envs.errors import InputError
 from envs.hf_teacher import HFTeacher
+from envs.sequences import last_logits
 from envs.table_teacher import toy
 from envs.vector_env import TopPTokenVectorEnv
 from tests.envs.models import EXACT, VOCABULARY, tiny_model, tiny_tokenizer, twentieths
@@ -108,8 +108,8 @@ def test_the_budget_truncates_and_leaves_candidates_to_bootstrap_from() -> None:
 
 
 def test_the_context_limit_truncates() -> None:
-    env = TopPTokenVectorEnv(1, teacher=TEACHERS["llama"], prompts=[[3] * 126], max_new_tokens=9)
-    env.reset()
+    env = TopPTokenVectorEnv(1, teacher=TEACHERS["llama"], prompts=[[3] * 119], max_prompt_tokens=126, max_new_tokens=9)
+    env.reset(options={"prompts": [[3] * 126]})
     _, _, terminated, truncated, _ = env.step_tokens([4])
     assert not (terminated[0] or truncated[0])
     observations, _, terminated, truncated, _ = env.step_tokens([4])

@@ -10,9 +10,9 @@ import torch
 
 from agents.episodes import Episodes
 from envs.candidates import normalise, top_p
-from envs.decode import last_logits
 from envs.errors import InputError
 from envs.hf_teacher import HFTeacher
+from envs.sequences import last_logits
 from envs.table_teacher import TableTeacher, toy
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.collect import attach, collect
@@ -220,10 +220,10 @@ def test_every_row_of_candidates_is_the_set_of_its_state() -> None:
 
 def test_the_context_limit_cuts_and_leaves_candidates() -> None:
     teacher = HFTeacher(tiny_model("llama"), tiny_tokenizer())
-    episodes = collect(env(2, teacher=teacher, prompts=[[3] * 126], max_new_tokens=9), 4, seed=0)
-    cut = ~episodes.terminated
+    episodes = collect(env(2, teacher=teacher, prompts=[[3] * 126, [3] * 119], max_new_tokens=9), 8, seed=0)
+    cut = ~episodes.terminated & (episodes.prompt_length == 126)
     assert cut.any() and set(episodes.length[cut].tolist()) == {2}
-    assert episodes.discounts[cut].flatten().tolist() == pytest.approx([0.9] * 2 * int(cut.sum()))
+    assert episodes.discounts[cut, :2].flatten().tolist() == pytest.approx([0.9] * 2 * int(cut.sum()))
 
 
 def test_attached_is_the_teachers_score_of_each_text_alone_and_nothing_beyond_its_end() -> None:

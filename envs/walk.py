@@ -1,0 +1,54 @@
+"""What a walk is: N texts that a model extends together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+class Walk(Protocol):
+    """N texts that a model extends together, token by token."""
+
+    @property
+    def log_probs(self) -> Tensor:
+        """(N, V) float32, nats: the next token of every row; unspecified for rows never started."""
+        ...
+
+    def start(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
+        """Begin these rows anew with these prompts; the other rows stay as they are."""
+        ...
+
+    def step(self, tokens: Tensor, active: Tensor) -> None:
+        """Append `tokens` (N,) int64 to the rows that are `active` (N,) bool."""
+        ...
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Forget all rows but these; they are renumbered in this order."""
+        ...
+
+
+@runtime_checkable
+class Expectant(Protocol):
+    """A walk that can read prompts before they are started."""
+
+    def expect(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Say which prompts are likely to be started next."""
+        ...
+
+
+@runtime_checkable
+class Scored(Protocol):
+    """A walk that has logits, so that log-probabilities of the whole vocabulary need not be written."""
+
+    logits: Tensor  # (N, V) of any float type, on the model's device
+    log_norm: Tensor  # (N,) float32, their log Σ exp
+
+
+def scores_of(walk: Walk) -> tuple[Tensor, Tensor]:
+    """Logits (N, V) of a walk, and their log Σ exp (N,)."""
+    if isinstance(walk, Scored):
+        return walk.logits, walk.log_norm
+    return walk.log_probs, torch.zeros(len(walk.log_probs))

@@ -1,0 +1,81 @@
+"""Where the time of a step goes: the model's forward, the candidates, and everything else."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from envs.decode import Decoder
+from envs.hf_teacher import HFTeacher
+from envs.vector_env import TopPTokenVectorEnv
+
+
+class TimedDecoder(Decoder):
+    """A decoder that adds what its steps do beside the forward to the seconds of the candidates."""
+
+    def __init__(self, model: Any, rows: int, seconds: dict[str, float]) -> None:
+        super().__init__(model, rows)
+        self.seconds = seconds
+
+    def step(self, tokens: Tensor, active: Tensor) -> None:
+        """As `Decoder.step`."""
+        begin, forward = time.perf_counter(), self.seconds["forward"]
+        super().step(tokens, active)
+        self.seconds["candidates"] += time.perf_counter() - begin - (self.seconds["forward"] - forward)
+
+
+class TimedTeacher(HFTeacher):
+    """A teacher whose walks are timed."""
+
+    def __init__(self, teacher: HFTeacher, seconds: dict[str, float]) -> None:
+        super().__init__(teacher.model, teacher.tokenizer, name=teacher.name)
+        self.seconds = seconds
+
+    def walk(self, rows: int) -> Decoder:
+        return TimedDecoder(self.model, rows, self.seconds)
+
+
+class TimedEnv(TopPTokenVectorEnv):
+    """An environment that adds up the seconds its candidates take."""
+
+    seconds: dict[str, float]
+
+    def _look(self, rows: npt.NDArray[np.int64] | None = None) -> None:
+        begin = time.perf_counter()
+        super()._look(rows)
+        self.seconds["candidates"] += time.perf_counter() - begin
+
+
+def parts_of(teacher: HFTeacher, rows: int, begin: list[list[int]], **options: Any) -> dict[str, float]:
+    """Shares of the time of one episode's steps: the forward, the candidates (logits normalised, sets found), the rest.
+
+    Reading the prompts to `begin` with is left out.
+    """
+    seconds: dict[str, float] = defaultdict(float)
+
+    def before(*_: Any) -> None:
+        seconds["forward"] -= time.perf_counter()
+
+    def after(*_: Any) -> None:
+        seconds["forward"] += time.perf_counter()
+
+    env = TimedEnv(rows, teacher=TimedTeacher(teacher, seconds), **options)
+    env.seconds = seconds
+    hooks = [teacher.model.register_forward_pre_hook(before), teacher.model.register_forward_hook(after)]
+    try:
+        _, infos = env.reset(options={"prompts": begin})
+        seconds.clear()
+        started = time.perf_counter()
+        for _ in range(env.max_new_tokens):
+            *_, infos = env.step(infos["action_mask"].sum(1) - 1)
+        total = time.perf_counter() - started
+    finally:
+        for hook in hooks:
+            hook.remove()
+    shares = {name: seconds[name] / total for name in ("forward", "candidates")}
+    return {**shares, "bookkeeping": 1.0 - sum(shares.values())}

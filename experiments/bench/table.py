@@ -1,0 +1,68 @@
+"""The figures of a benchmark as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Figure = dict[str, Any]
+ARMS = {"env": "tdistill", "raw_hf": "raw HF decode", "generate": "generate(top_p)", "naive": "naive env"}
+RATIOS = {
+    "over_raw_hf": "env over raw HF decode",
+    "over_generate": "env over generate(top_p)",
+    "over_naive": "env over naive env",
+    "single_over_naive": "single env over naive env",
+    "refill_over_fixed": "refilling over lock-step",
+    "sb3_over_env": "SB3 adapter over env",
+}
+PARTS = ("forward", "candidates", "bookkeeping")
+
+
+def of_env(figures: Sequence[Figure]) -> str:
+    """Steps per second by arm, with peak memory and where the time goes; then every ratio with its interval."""
+    places = list(dict.fromkeys((figure["V"], figure["N"]) for figure in figures if figure["name"] == "share_of_time"))
+    speeds = [["V", "N", *ARMS.values(), *PARTS, "peak MB: env", "raw HF"]]
+    for width, rows in places:
+        here = [figure for figure in figures if (figure["V"], figure["N"]) == (width, rows)]
+        rates = [_one(here, "steps_per_second", arm=arm) for arm in ARMS]
+        shares = [_one(here, "share_of_time", part=part) for part in PARTS]
+        peaks = [_one(here, "peak_memory_mb", arm=arm) for arm in ("env", "raw_hf")]
+        speeds.append(
+            [
+                f"{width:,}",
+                str(rows),
+                *(f"{rate['value']:,.0f}" for rate in rates),
+                *(f"{share['value']:.0%}" for share in shares),
+                *(f"{peak['value']:,.0f}" for peak in peaks),
+            ]
+        )
+    ratios = [["ratio", "V", "N", "median", "interval"]]
+    for name, label in RATIOS.items():
+        for figure in figures:
+            if figure["name"] == name:
+                interval = f"{figure['low']:.2f} – {figure['high']:.2f}"
+                ratios.append([label, f"{figure['V']:,}", str(figure["N"]), f"{figure['value']:.2f}", interval])
+    return "\n\n".join(["steps per second; where the time of a step goes", _table(speeds), _table(ratios)])
+
+
+def of_memory(figures: Sequence[Figure]) -> str:
+    """Where memory began and ended, and by how much it rose."""
+    rise, *points = figures
+    first, last = points[len(points) // 10]["value"], points[-1]["value"]
+    return (
+        f"{rise['steps']:,} steps of {rise['N']} rows: {first:.0f} MB after a tenth, {last:.0f} MB at the end, "
+        f"{rise['value']:+.1f} MB from the first half to the second"
+    )
+
+
+def _one(figures: Sequence[Figure], name: str, **more: str) -> Figure:
+    wanted = {"name": name, **more}
+    return next(figure for figure in figures if all(figure.get(key) == value for key, value in wanted.items()))
+
+
+def _table(lines: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
+    return "\n".join([rows[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rows[1:]])
