@@ -140,6 +140,16 @@ def test_masks_from_outside_only_take_away() -> None:
     assert (everything[~tensors["mask"].bool()] == 0).all()
 
 
+def test_the_values_leave_the_trunk_alone_unless_told() -> None:
+    for shared in (False, True):
+        policy = model_of("ppo", student_of("llama"), shared_trunk=shared).policy
+        _, tensors = observed()
+        policy.scores(tensors)[1].sum().backward()
+        trunk = [value.grad for value in policy.student.model.parameters() if value.grad is not None]
+        assert any(bool(gradient.any()) for gradient in trunk) == shared
+        assert policy.student.value_head.weight.grad is not None
+
+
 def test_there_is_no_dropout_while_it_learns() -> None:
     student = student_of("gpt2")
     for module in student.modules():
@@ -309,7 +319,7 @@ def reached(name: str, monkeypatch: pytest.MonkeyPatch | None = None, **settings
     )
     if monkeypatch is not None:
 
-        def by_slot(self: Student, context: Any, length: Any, ids: Any) -> Any:
+        def by_slot(self: Student, context: Any, length: Any, ids: Any, detach: bool = False) -> Any:
             rows = torch.arange(len(context))
             logits, value = self._forward(context, rows, length - 1)
             return logits[:, : ids.shape[1]], value
