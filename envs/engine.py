@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from envs.candidates import normalise
 from envs.kv_cache import RowCache, block_attention
 from envs.prefill import Prefills
-from envs.sequences import context_limit_of, last_logits
+from envs.sequences import context_limit_of, hidden_states_through, last_logits
 
 TOLERANCE = 1e-4  # nats, between a walk and the same text alone
 AHEAD = 4  # a quarter of the rows is read ahead, and kept
@@ -73,22 +73,27 @@ class Cached:
     def step(self, tokens: Tensor, active: Tensor) -> Tensor:
         cache = self.cache
         cache.aim()
-        own = nullcontext() if not self.blocks else block_attention(self.model, cache.blocks())
-        with torch.no_grad(), own:
+        order = torch.from_numpy(cache.order)
+        with ExitStack() as around:
+            around.enter_context(torch.no_grad())
+            if self.blocks:
+                around.enter_context(block_attention(self.model, cache.blocks()))
+            if cache.sorted:
+                around.enter_context(hidden_states_through(self.model, lambda hidden: hidden[cache.lanes]))
             output = self.model(
-                input_ids=tokens.to(self.device)[:, None],
+                input_ids=tokens[order].to(self.device)[:, None],
                 attention_mask=None if self.blocks else cache.visible().long(),
-                # A row that waits at the end of its context has no next position; it gets its last one, unlooked at.
+                # A text that waits at the end of its context has no next position; it gets its last one, unlooked at.
                 position_ids=cache.positions.clamp(max=self.limit - 1)[:, None],
                 past_key_values=cache.cache,
                 use_cache=True,
             )
-        cache.lengths += active.numpy()
+        cache.lengths += active[order].numpy()
         logits: Tensor = output.logits[:, -1]
         return logits
 
     def keep_rows(self, rows: Tensor) -> None:
-        self.cache.keep_rows(rows)
+        self.cache.keep_rows(rows.numpy())
 
 
 class Uncached:

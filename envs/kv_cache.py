@@ -13,23 +13,24 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-ROWS_OF_A_BLOCK = 16
-WASTE = 0.15  # share of unused columns from which the rows are read in blocks
+LANES_OF_A_BLOCK = 16
+WASTE = 0.15  # share of unused columns from which the lanes are read in blocks, and sorted
+SORT_EVERY = 32  # steps
 
-Lengths = npt.NDArray[np.int64]
+Integers = npt.NDArray[np.int64]
 
 
 class Block(NamedTuple):
-    """Neighbouring rows that are read together."""
+    """Neighbouring lanes that are read together."""
 
-    rows: slice
+    lanes: slice
     columns: int
-    hidden: Tensor | None  # (rows, 1, 1, columns) bool, True = not of this text; None: every column is
+    hidden: Tensor | None  # (lanes, 1, 1, columns) bool, True = not of this text; None: every column is
 
 
 # transformers carries no types, so its classes are Any to the checker.
 class RowLayer(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values (N, H, C, D) of one layer; token t of a text lies in column t of its row."""
+    """Keys and values (N, H, C, D) of one layer; token t of a text lies in column t of its lane."""
 
     is_sliding = False
 
@@ -74,60 +75,93 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class RowCache:
-    """The cache of N texts, each from column 0 of its own row on: a text begun anew overwrites the one before it.
+    """The cache of N texts, each from column 0 of its own lane on: a text begun anew overwrites the one before it.
 
-    No column is ever dead, nothing is moved, and memory is that of the longest text so far.
+    No column is ever dead, and memory is that of the longest text so far. Texts of similar lengths are brought together
+    from time to time, so that blocks of lanes can be read no further than the longest of theirs; `order` says which row
+    lies in each lane, `lanes` in which lane each row lies.
     """
 
     def __init__(self, rows: int, layers: int, device: torch.device, limit: int) -> None:
         self.limit = limit  # tokens of the context; one more column takes what idle rows at its end write
-        self.lengths: Lengths = np.zeros(rows, dtype=np.int64)  # tokens of each text
+        self.lengths: Integers = np.zeros(rows, dtype=np.int64)  # tokens of the text in each lane
+        self.order: Integers = np.arange(rows)
+        self.lanes: Integers = np.arange(rows)
+        self.sorted = False  # whether `order` is another than that of the rows
         self.cache = Cache(layers=[RowLayer(self) for _ in range(layers)])
         self.device = device
         self.every = torch.arange(rows, device=device)
-        self.positions = torch.zeros(rows, dtype=torch.int64, device=device)  # where each row writes, (N,)
-        self.span, self.even = 1, True  # columns in use by the step under way; whether all rows use them all
+        self.positions = torch.zeros(rows, dtype=torch.int64, device=device)  # where each lane writes, (N,)
+        self.span, self.even = 1, True  # columns in use by the step under way; whether all lanes use them all
+        self.steps = 0
 
     def aim(self) -> None:
-        """Get ready for a step that appends a token to every row; rows that are idle write beyond their end."""
-        self.positions = torch.from_numpy(self.lengths).to(self.device)
+        """Get ready for a step that appends a token in every lane; lanes that are idle write beyond their end."""
+        self.steps += 1
+        if self.steps % SORT_EVERY == 0:
+            self.sort()
+        self.positions = torch.from_numpy(self.lengths.copy()).to(self.device)
         self.span = int(self.lengths.max()) + 1
         self.even = bool((self.lengths == self.span - 1).all())
 
     def visible(self) -> Tensor:
-        """What each row sees in the step under way, (N, span) bool."""
+        """What each lane sees in the step under way, (N, span) bool."""
         return torch.arange(self.span, device=self.device) <= self.positions[:, None]
 
     def blocks(self) -> list[Block]:
-        """Rows to be read together, so that few columns beyond the end of a text are read."""
+        """Lanes to be read together, so that few columns beyond the end of a text are read."""
         if self.even:
             return [Block(slice(0, len(self.lengths)), self.span, None)]
-        starts = range(0, len(self.lengths), ROWS_OF_A_BLOCK)
-        parts = [slice(start, min(start + ROWS_OF_A_BLOCK, len(self.lengths))) for start in starts]
-        widths = [int(self.lengths[part].max()) + 1 for part in parts]
-        used = sum(width * (part.stop - part.start) for width, part in zip(widths, parts, strict=True))
-        if self.device.type != "cpu" or used > (1 - WASTE) * self.span * len(self.lengths):
+        parts, widths = _parts(self.lengths)
+        if self.device.type != "cpu" or _columns(self.lengths) > (1 - WASTE) * self.span * len(self.lengths):
             parts, widths = [slice(0, len(self.lengths))], [self.span]
         hidden = ~self.visible()[:, None, None]
         return [Block(part, width, hidden[part, ..., :width]) for part, width in zip(parts, widths, strict=True)]
 
+    def sort(self) -> None:
+        """Bring texts of similar lengths together, where that saves reading."""
+        order = np.argsort(self.lengths, kind="stable")
+        if self.device.type != "cpu" or _columns(self.lengths[order]) > (1 - WASTE) * _columns(self.lengths):
+            return
+        moved, longest = torch.from_numpy(order), int(self.lengths.max())
+        for layer in self.cache.layers:
+            for buffer in (layer.keys, layer.values):
+                buffer[:, :, :longest] = buffer[moved, :, :longest]
+        self.lengths, self.order = self.lengths[order], self.order[order]
+        self.lanes, self.sorted = np.argsort(self.order), True
+
     def place(self, rows: Sequence[int], source: Cache, which: Sequence[int], lengths: Sequence[int]) -> None:
         """Begin `rows` anew with the texts `which` of a prefill, left-aligned, `lengths` tokens each."""
-        self.lengths[list(rows)] = lengths
+        lanes = self.lanes[list(rows)]
+        self.lengths[lanes] = lengths
         longest = max(lengths)
-        to, of = torch.tensor(rows, device=self.device), torch.tensor(which, device=self.device)
+        to, of = torch.from_numpy(lanes).to(self.device), torch.tensor(which, device=self.device)
         for layer, filled in zip(self.cache.layers, source.layers, strict=True):
             layer.reserve(longest, filled.keys, filled.values)
             layer.keys[to, :, :longest] = filled.keys[of, :, :longest]
             layer.values[to, :, :longest] = filled.values[of, :, :longest]
 
-    def keep_rows(self, rows: Tensor) -> None:
-        """Forget all rows but these, and renumber them."""
-        self.lengths = self.lengths[rows.numpy()]
-        index = rows.to(self.device)
-        self.every = self.every[: len(rows)]
+    def keep_rows(self, rows: Integers) -> None:
+        """Forget all rows but these, and renumber them; their lanes are in the same order then."""
+        lanes = self.lanes[rows]
+        self.lengths = self.lengths[lanes]
+        self.order = self.lanes = np.arange(len(rows))
+        self.sorted, self.every = False, self.every[: len(rows)]
+        index = torch.from_numpy(lanes).to(self.device)
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[index], layer.values[index]
+
+
+def _parts(lengths: Integers) -> tuple[list[slice], list[int]]:
+    """Blocks of lanes, and the columns that a step reads of each."""
+    starts = range(0, len(lengths), LANES_OF_A_BLOCK)
+    parts = [slice(start, min(start + LANES_OF_A_BLOCK, len(lengths))) for start in starts]
+    return parts, [int(lengths[part].max()) + 1 for part in parts]
+
+
+def _columns(lengths: Integers) -> int:
+    """Columns that a step reads in blocks, over all lanes."""
+    return sum((part.stop - part.start) * width for part, width in zip(*_parts(lengths), strict=True))
 
 
 _blocks: list[Block] = []  # of the step under way
@@ -162,7 +196,7 @@ def _attend(
     dropout: float = 0.0,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one new token a row, (N, Hq, 1, D) on (N, H, C, D), block by block; (N, 1, Hq, D) in return."""
+    """Attention of one new token a lane, (N, Hq, 1, D) on (N, H, C, D), block by block; (N, 1, Hq, D) in return."""
     unknown = {name for name, given in options.items() if given is not None and name not in PLAIN}
     if unknown:
         raise TypeError(f"attention by blocks takes no {', '.join(sorted(unknown))}")
@@ -170,9 +204,9 @@ def _attend(
     grouped = query.reshape(len(query), heads, -1, width)  # (N, H, Hq / H, D): heads that share their keys
     scale = width**-0.5 if scaling is None else scaling
     parts = []
-    for rows, columns, hidden in _blocks:
-        keys, values = key[rows, :, :columns].flatten(0, 1), value[rows, :, :columns].flatten(0, 1)
-        scores = torch.bmm(grouped[rows].flatten(0, 1) * scale, keys.transpose(1, 2))  # (n·H, Hq / H, columns)
+    for lanes, columns, hidden in _blocks:
+        keys, values = key[lanes, :, :columns].flatten(0, 1), value[lanes, :, :columns].flatten(0, 1)
+        scores = torch.bmm(grouped[lanes].flatten(0, 1) * scale, keys.transpose(1, 2))  # (n·H, Hq / H, columns)
         if hidden is not None:
             scores.view(-1, heads, *scores.shape[1:]).masked_fill_(hidden, -torch.inf)
         parts.append(torch.bmm(torch.softmax(scores, -1, dtype=torch.float32).to(values.dtype), values))

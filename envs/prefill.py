@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
-from envs.sequences import last_hidden_only, right_padded
+from envs.sequences import at_positions, hidden_states_through, right_padded
 
 FULL = 192  # tokens of a forward from which a wider one gains nothing
 PADDING = 0.8  # a prompt shorter than this share of the longest one goes into another forward
@@ -70,7 +70,7 @@ class Prefills:
         tokens, mask = right_padded(prompts, self.device)
         cache = DynamicCache()
         # Causality makes the padding on the right harmless, so that no mask is needed.
-        with torch.no_grad(), last_hidden_only(self.model, mask.sum(1) - 1):
+        with torch.no_grad(), hidden_states_through(self.model, at_positions(mask.sum(1) - 1)):
             output = self.model(input_ids=tokens, past_key_values=cache, use_cache=True)
         return Prefill(prompts, cache, output.logits[:, 0])
 

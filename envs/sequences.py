@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,24 +21,24 @@ def right_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tu
 
 
 @contextmanager
-def last_hidden_only(model: Any, positions: Tensor) -> Iterator[None]:
-    """Within, the model's head sees one position (B,) of each text: its logits are (B, 1, V) instead of (B, L, V)."""
-
-    def pick(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden = inputs[0]  # (B, L, D)
-        return (hidden[torch.arange(len(hidden), device=hidden.device), positions][:, None],)
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(pick)
+def hidden_states_through(model: Any, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within, what the model's head is given, (B, L, D), goes through `change` first."""
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: (change(inputs[0]),))
     try:
         yield
     finally:
         hook.remove()
 
 
+def at_positions(positions: Tensor) -> Callable[[Tensor], Tensor]:
+    """For `hidden_states_through`: one position (B,) of each text, so that logits are (B, 1, V) and not (B, L, V)."""
+    return lambda hidden: hidden[torch.arange(len(hidden), device=hidden.device), positions][:, None]
+
+
 def last_logits(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
     """Logits (B, V) after the last token of each sequence, without any cache."""
     tokens, mask = right_padded(sequences, model.get_output_embeddings().weight.device)
-    with torch.no_grad(), last_hidden_only(model, mask.sum(1) - 1):
+    with torch.no_grad(), hidden_states_through(model, at_positions(mask.sum(1) - 1)):
         logits: Tensor = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
     return logits[:, 0]
 

@@ -147,6 +147,35 @@ def test_rows_of_very_different_lengths_are_read_in_blocks(arch: str) -> None:
         assert (decoder.log_probs[row] - alone(arch, texts[row])).abs().max() <= TOLERANCE
 
 
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "opt", "bloom"])
+def test_texts_brought_together_stay_those_of_their_rows(arch: str) -> None:
+    """Forty rows of very different lengths, refilled for seventy steps: sorted twice, then half of them forgotten."""
+    rng = np.random.default_rng(2)
+    decoder = Decoder(MODELS[arch], 40)
+    cache = engine_of(decoder).cache
+    texts = [rng.integers(3, VOCABULARY, rng.integers(1, 50)).tolist() for _ in range(40)]
+    decoder.start(range(40), texts)
+    orders = set()
+    for _ in range(70):
+        fresh = [row for row in range(40) if rng.random() < 0.05 or len(texts[row]) > 100]
+        if fresh:
+            for row in fresh:
+                texts[row] = rng.integers(3, VOCABULARY, rng.integers(1, 50)).tolist()
+            decoder.start(fresh, [texts[row] for row in fresh])
+        tokens = rng.integers(3, VOCABULARY, 40)
+        active = rng.random(40) < 0.9
+        decoder.step(torch.from_numpy(tokens), torch.from_numpy(active))
+        texts = [[*text, int(token)] if run else text for text, token, run in zip(texts, tokens, active, strict=True)]
+        orders.add(tuple(cache.order.tolist()))
+    assert len(orders) == 3 and sorted(cache.order) == list(range(40))
+    for row in range(40):
+        assert (decoder.log_probs[row] - alone(arch, texts[row])).abs().max() <= TOLERANCE
+    decoder.keep_rows([39, 3, 8])
+    decoder.step(torch.tensor([5, 6, 7]), torch.ones(3, dtype=torch.bool))
+    for row, text in enumerate([[*texts[39], 5], [*texts[3], 6], [*texts[8], 7]]):
+        assert (decoder.log_probs[row] - alone(arch, text)).abs().max() <= TOLERANCE
+
+
 @pytest.mark.filterwarnings("ignore:.*without a cache")
 @pytest.mark.parametrize("arch", ["llama", "opt", "mamba"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
