@@ -1,4 +1,4 @@
-"""How N texts of one model are extended together: three ways, all exact, the fastest that a model allows."""
+"""How N texts of one model are extended together: four ways, all exact, the fastest that a model allows."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from envs.candidates import normalise
 from envs.kv_cache import RowCache, block_attention
+from envs.lean import LeanStep, lean_parts
 from envs.prefill import Prefills
 from envs.sequences import context_limit_of, hidden_states_through, last_logits
 
@@ -41,18 +42,21 @@ class Engine(Protocol):
 def make_engine(model: Any, rows: int) -> Engine:
     """The fastest engine that is exact for this model."""
     way = way_of(model)
-    return Uncached(model, rows) if way == "none" else Cached(model, rows, blocks=way == "blocks")
+    return Uncached(model, rows) if way == "none" else Cached(model, rows, way)
 
 
 class Cached:
-    """One forward a step over a cache, with the model's own attention or, faster, with attention by blocks of rows."""
+    """One forward a step over a cache: written out ("lean"), the model's own with attention by blocks of rows
+    ("blocks"), or wholly its own ("own")."""
 
-    def __init__(self, model: Any, rows: int, blocks: bool) -> None:
-        self.model, self.blocks = model, blocks
+    def __init__(self, model: Any, rows: int, way: str) -> None:
+        self.model, self.way = model, way
         self.device = model.get_output_embeddings().weight.device
         self.limit = context_limit_of(model)
         layers = model.config.get_text_config().num_hidden_layers
         self.cache = RowCache(rows, layers, self.device, self.limit)
+        parts = lean_parts(model) if way == "lean" else None
+        self.lean = LeanStep(*parts) if parts else None
         self.prefills = Prefills(model, max(rows // AHEAD, AHEAD))
 
     def start(self, rows: Sequence[int], prompts: Sequence[Sequence[int]], ahead: Sequence[Sequence[int]]) -> Tensor:
@@ -74,21 +78,32 @@ class Cached:
         cache = self.cache
         cache.aim()
         order = torch.from_numpy(cache.order)
+        tokens = (tokens[order] if cache.sorted else tokens).to(self.device)
+        # A text that waits at the end of its context has no next position; it gets its last one, unlooked at.
+        positions = cache.positions.clamp(max=self.limit - 1)
+        with torch.no_grad():
+            if self.lean is not None:
+                lanes = torch.from_numpy(cache.lanes).to(self.device) if cache.sorted else None
+                logits = self.lean(tokens, positions, cache, lanes)
+            else:
+                logits = self._forward(tokens, positions)
+        cache.lengths += active[order].numpy()
+        return logits
+
+    def _forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        cache, blocks = self.cache, self.way == "blocks"
         with ExitStack() as around:
-            around.enter_context(torch.no_grad())
-            if self.blocks:
+            if blocks:
                 around.enter_context(block_attention(self.model, cache.blocks()))
             if cache.sorted:
                 around.enter_context(hidden_states_through(self.model, lambda hidden: hidden[cache.lanes]))
             output = self.model(
-                input_ids=tokens[order].to(self.device)[:, None],
-                attention_mask=None if self.blocks else cache.visible().long(),
-                # A text that waits at the end of its context has no next position; it gets its last one, unlooked at.
-                position_ids=cache.positions.clamp(max=self.limit - 1)[:, None],
+                input_ids=tokens[:, None],
+                attention_mask=None if blocks else cache.visible().long(),
+                position_ids=positions[:, None],
                 past_key_values=cache.cache,
                 use_cache=True,
             )
-        cache.lengths += active[order].numpy()
         logits: Tensor = output.logits[:, -1]
         return logits
 
@@ -130,10 +145,11 @@ def way_of(model: Any) -> str:
     """ "blocks", "own" (the model's own attention on the cache) or "none" (no cache), the first that is exact."""
     if model not in _ways:
         reason = _configured_against(model)
-        ways = ["blocks", "own"] if getattr(model, "_supports_attention_backend", False) else ["own"]
+        able = {"lean": lean_parts(model), "blocks": getattr(model, "_supports_attention_backend", False), "own": True}
+        ways = [way for way, possible in able.items() if possible]
         found = "none"
         for way in ways if not reason else []:
-            problem = _probed_against(model, way == "blocks")
+            problem = _probed_against(model, way)
             if not problem:
                 found = way
                 break
@@ -155,7 +171,7 @@ def _configured_against(model: Any) -> str:
     return f"a sliding window of {window} tokens" if hidden else ""
 
 
-def _probed_against(model: Any, blocks: bool) -> str:
+def _probed_against(model: Any, way: str) -> str:
     """A short ragged walk with refills, compared with the same texts alone; empty when they agree."""
     width = model.get_output_embeddings().weight.shape[0]
 
@@ -165,7 +181,7 @@ def _probed_against(model: Any, blocks: bool) -> str:
     texts = [text(1, 2, 3, 4, 5, 6, 7), text(3, 1), text(5)]
     tokens, active = torch.tensor([1, 2, 3]) % width, torch.tensor([True, True, False])
     try:
-        engine = Cached(model, 3, blocks)
+        engine = Cached(model, 3, way)
         engine.start([0, 1, 2], texts, [])
         for _ in range(3):
             engine.step(tokens, active)

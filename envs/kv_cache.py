@@ -200,18 +200,25 @@ def _attend(
     unknown = {name for name, given in options.items() if given is not None and name not in PLAIN}
     if unknown:
         raise TypeError(f"attention by blocks takes no {', '.join(sorted(unknown))}")
-    heads, width = key.shape[1], query.shape[-1]
-    grouped = query.reshape(len(query), heads, -1, width)  # (N, H, Hq / H, D): heads that share their keys
-    scale = width**-0.5 if scaling is None else scaling
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attend(query[:, :, 0], key, value, scale, _blocks)[:, None], None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, blocks: list[Block]) -> Tensor:
+    """Attention of one new token a lane, block by block.  # (N, Hq, D) on (N, H, C, D) -> (N, Hq, D)"""
+    heads = key.shape[1]
+    grouped = (
+        query.reshape(len(query), heads, -1, query.shape[-1]) * scaling
+    )  # (N, H, Hq / H, D): they share their keys
     parts = []
-    for lanes, columns, hidden in _blocks:
+    for lanes, columns, hidden in blocks:
         keys, values = key[lanes, :, :columns].flatten(0, 1), value[lanes, :, :columns].flatten(0, 1)
-        scores = torch.bmm(grouped[lanes].flatten(0, 1) * scale, keys.transpose(1, 2))  # (n·H, Hq / H, columns)
+        scores = torch.bmm(grouped[lanes].flatten(0, 1), keys.transpose(1, 2))  # (n·H, Hq / H, columns)
         if hidden is not None:
             scores.view(-1, heads, *scores.shape[1:]).masked_fill_(hidden, -torch.inf)
         parts.append(torch.bmm(torch.softmax(scores, -1, dtype=torch.float32).to(values.dtype), values))
     found = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return found.reshape(len(query), 1, -1, value.shape[-1]), None
+    return found.reshape(len(query), -1, value.shape[-1])
 
 
 AttentionInterface.register(NAME, _attend)

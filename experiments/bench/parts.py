@@ -21,6 +21,15 @@ class TimedDecoder(Decoder):
     def __init__(self, model: Any, rows: int, seconds: dict[str, float]) -> None:
         super().__init__(model, rows)
         self.seconds = seconds
+        forward = self._engine.step
+
+        def timed(tokens: Tensor, active: Tensor) -> Tensor:
+            begin = time.perf_counter()
+            logits = forward(tokens, active)
+            seconds["forward"] += time.perf_counter() - begin
+            return logits
+
+        vars(self._engine)["step"] = timed
 
     def step(self, tokens: Tensor, active: Tensor) -> None:
         """As `Decoder.step`."""
@@ -58,24 +67,13 @@ def parts_of(teacher: HFTeacher, rows: int, begin: list[list[int]], **options: A
     """
     seconds: dict[str, float] = defaultdict(float)
 
-    def before(*_: Any) -> None:
-        seconds["forward"] -= time.perf_counter()
-
-    def after(*_: Any) -> None:
-        seconds["forward"] += time.perf_counter()
-
     env = TimedEnv(rows, teacher=TimedTeacher(teacher, seconds), **options)
     env.seconds = seconds
-    hooks = [teacher.model.register_forward_pre_hook(before), teacher.model.register_forward_hook(after)]
-    try:
-        _, infos = env.reset(options={"prompts": begin})
-        seconds.clear()
-        started = time.perf_counter()
-        for _ in range(env.max_new_tokens):
-            *_, infos = env.step(infos["action_mask"].sum(1) - 1)
-        total = time.perf_counter() - started
-    finally:
-        for hook in hooks:
-            hook.remove()
+    _, infos = env.reset(options={"prompts": begin})
+    seconds.clear()
+    started = time.perf_counter()
+    for _ in range(env.max_new_tokens):
+        *_, infos = env.step(infos["action_mask"].sum(1) - 1)
+    total = time.perf_counter() - started
     shares = {name: seconds[name] / total for name in ("forward", "candidates")}
     return {**shares, "bookkeeping": 1.0 - sum(shares.values())}
