@@ -63,11 +63,13 @@ def log_norm(logits: Tensor) -> Tensor:
     Raises: InputError: a row holds NaN or +∞, or nothing but −∞.
     """
     rows = logits.reshape(-1, logits.shape[-1])
-    # On a CPU a few rows at a time stay in the cache; a copy of all of them would not.
-    parts = torch.split(rows, max(1, 2**20 // rows.shape[1])) if rows.device.type == "cpu" else (rows,)
-    found = torch.cat([part.float().logsumexp(-1) for part in parts]).reshape(logits.shape[:-1])
+    few = 2**20 // rows.shape[1] + 1
+    if rows.device.type != "cpu" or len(rows) <= few:
+        found = rows.float().logsumexp(-1)
+    else:  # a few rows at a time stay in the processor's cache; a copy of all of them would not
+        found = torch.cat([part.float().logsumexp(-1) for part in torch.split(rows, few)])
     _refuse_broken(~torch.isfinite(found))
-    return found
+    return found.reshape(logits.shape[:-1])
 
 
 def _refuse_broken(broken: Tensor) -> None:
@@ -141,7 +143,7 @@ def _nuclei(rows: Tensor, norms: Tensor, p: float, wanted: int) -> tuple[Tensor,
     for window in (*(size for size in WINDOWS if 2 * size < vocabulary), vocabulary):
         values, found = _best(rows, blocks, peaks, pending, min(window + 1, vocabulary))
         values = values.float() - norms[pending, None]
-        size = _sizes(values[:, :window], p)  # window + 1 where the window does not hold the mass
+        size = _sizes(values, window, p)
         # A tie of the last token taken with the first beyond the window may have left a lower id outside.
         last = values.gather(-1, (size.clamp(max=min(wanted, window)) - 1)[:, None])[:, 0]
         settled = (size <= window) | (window >= wanted)
@@ -186,13 +188,12 @@ def _best(rows: Tensor, blocks: Tensor, peaks: Tensor | None, pending: Tensor, c
     return values, ids
 
 
-def _sizes(sorted_logp: Tensor, p: float) -> Tensor:
-    """How many leading tokens reach the mass p, at least 1 and at most those with any probability; one more than there
-    are where they do not."""
-    mass = sorted_logp.double().exp().cumsum(-1)
-    size = (mass < p).sum(-1) + 1
-    possible = torch.isfinite(sorted_logp).sum(-1)
-    return torch.where(possible < sorted_logp.shape[-1], torch.minimum(size, possible), size).clamp(min=1)
+def _sizes(sorted_logp: Tensor, window: int, p: float) -> Tensor:
+    """How many leading tokens of the window reach the mass p, at least 1 and at most those with any probability;
+    window + 1 where they do not. The column beyond the window, if there is one, tells whether any follow."""
+    short = sorted_logp[:, :window].double().exp_().cumsum(-1) < p
+    after = torch.isfinite(sorted_logp[:, 1:])
+    return (short[:, : after.shape[1]] & after).sum(-1) + 1
 
 
 def _fit(values: Tensor, width: int) -> Tensor:

@@ -70,8 +70,9 @@ class Decoder:
             self._length -= active.numpy()
             raise InputError(f"a text would outgrow the model's context of {self._limit} tokens; end it there")
         logits = self._engine.step(tokens, active)
-        idle = (~active).nonzero()[:, 0].to(logits.device)
-        logits[idle] = self.logits[idle]
+        if not active.all():
+            idle = (~active).nonzero()[:, 0].to(logits.device)
+            logits[idle] = self.logits[idle]
         self.log_norm, self.logits = log_norm(logits), logits
 
     def keep_rows(self, rows: Sequence[int]) -> None:

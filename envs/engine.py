@@ -77,8 +77,10 @@ class Cached:
     def step(self, tokens: Tensor, active: Tensor) -> Tensor:
         cache = self.cache
         cache.aim()
-        order = torch.from_numpy(cache.order)
-        tokens = (tokens[order] if cache.sorted else tokens).to(self.device)
+        if cache.sorted:
+            order = torch.from_numpy(cache.order)
+            tokens, active = tokens[order], active[order]
+        tokens = tokens.to(self.device)
         # A text that waits at the end of its context has no next position; it gets its last one, unlooked at.
         positions = cache.positions.clamp(max=self.limit - 1)
         with torch.no_grad():
@@ -87,7 +89,7 @@ class Cached:
                 logits = self.lean(tokens, positions, cache, lanes)
             else:
                 logits = self._forward(tokens, positions)
-        cache.lengths += active[order].numpy()
+        cache.lengths += active.numpy()
         return logits
 
     def _forward(self, tokens: Tensor, positions: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 LANES_OF_A_BLOCK = 16
 WASTE = 0.15  # share of unused columns from which the lanes are read in blocks, and sorted
 SORT_EVERY = 32  # steps
+FEW = 8  # lanes up to which one call costs less than the reading it could save
 
 Integers = npt.NDArray[np.int64]
 
@@ -207,10 +208,11 @@ def _attend(
 def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, blocks: list[Block]) -> Tensor:
     """Attention of one new token a lane, block by block.  # (N, Hq, D) on (N, H, C, D) -> (N, Hq, D)"""
     heads = key.shape[1]
-    grouped = (
-        query.reshape(len(query), heads, -1, query.shape[-1]) * scaling
-    )  # (N, H, Hq / H, D): they share their keys
-    parts = []
+    grouped = query.reshape(len(query), heads, -1, query.shape[-1])  # (N, H, Hq / H, D): heads that share their keys
+    if len(query) <= FEW and blocks[0].hidden is None:
+        found = torch.nn.functional.scaled_dot_product_attention(grouped, key, value, scale=scaling)
+        return found.reshape(len(query), -1, value.shape[-1])
+    grouped, parts = grouped * scaling, []
     for lanes, columns, hidden in blocks:
         keys, values = key[lanes, :, :columns].flatten(0, 1), value[lanes, :, :columns].flatten(0, 1)
         scores = torch.bmm(grouped[lanes].flatten(0, 1), keys.transpose(1, 2))  # (n·H, Hq / H, columns)

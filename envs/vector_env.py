@@ -157,6 +157,7 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         self._terminated = np.zeros(rows, dtype=bool)  # rows whose text is over
         self._ended = np.ones(rows, dtype=bool)  # rows that wait for a reset: terminated, truncated, or never begun
         self._candidates: Candidates | None = None
+        self._log_mass = torch.zeros(rows)  # of `_candidates`, log Z, nats
 
     @property
     def log_probs(self) -> Tensor:
@@ -227,7 +228,7 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
             raise InvalidAction(
                 f"slot {int(slots[row])} of row {row} has no candidate; it has {count}, from slot 0: choose by `mask`"
             )
-        return self._advance(found.ids.gather(1, index)[:, 0])
+        return self._advance(found.ids.gather(1, index)[:, 0], found.logp.gather(1, index)[:, 0])
 
     def step_tokens(self, tokens: Array | Tensor) -> tuple[Observation, Array, Array, Array, dict[str, Any]]:
         """Take a token in every row, inside the set or not: a student's own walk.
@@ -243,15 +244,17 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
             row = int(wrong.nonzero()[0])
             limit = self.teacher.vocab_size
             raise InvalidAction(f"token {int(taken[row])} of row {row} is outside the vocabulary of {limit}")
-        return self._advance(taken.clamp(0, self.teacher.vocab_size - 1))
+        taken = taken.clamp(0, self.teacher.vocab_size - 1)
+        logits, norm = scores_of(self._walk)
+        logp = logits.gather(1, taken[:, None].to(logits.device))[:, 0].float() - norm
+        return self._advance(taken, logp.clamp(min=PAD_LOGP, max=0.0).cpu())
 
-    def _advance(self, tokens: Tensor) -> tuple[Observation, Array, Array, Array, dict[str, Any]]:
-        before, resetting = self.candidates, self._ended.copy()
+    def _advance(self, tokens: Tensor, taken_logp: Tensor) -> tuple[Observation, Array, Array, Array, dict[str, Any]]:
+        before, log_mass, resetting = self.candidates, self._log_mass, self._ended.copy()
         if resetting.any() and self.autoreset_mode == AutoresetMode.DISABLED:
             row = int(resetting.argmax())
             raise ResetNeeded(f'row {row} has ended; reset it with options={{"reset_mask": ...}}')
         acting = torch.from_numpy(~resetting)
-        taken_logp = self._logp_of(tokens)
         in_set = ((before.ids == tokens[:, None]) & before.mask).any(1)
         self._in_set = (in_set | ~acting).numpy()
         self._token = torch.where(acting, tokens, -1).numpy()
@@ -263,7 +266,7 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         terminated, truncated = self._terminated.copy(), self._ended & ~self._terminated
         step = Step(
             taken_logp=torch.where(acting, taken_logp, 0.0),
-            log_mass=torch.where(acting, before.log_mass, 0.0),
+            log_mass=torch.where(acting, log_mass, 0.0),
             terminated=torch.from_numpy(terminated),
             truncated=torch.from_numpy(truncated),
             after=self.candidates,
@@ -273,11 +276,6 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         self._print()
         infos = self._begin_at_once() if self.autoreset_mode == AutoresetMode.SAME_STEP else self._infos()
         return self._observe(), rewards, terminated, truncated, infos
-
-    def _logp_of(self, tokens: Tensor) -> Tensor:
-        logits, norm = scores_of(self._walk)
-        chosen = logits.gather(1, tokens[:, None].to(logits.device))[:, 0].float() - norm
-        return chosen.clamp(min=PAD_LOGP, max=0.0).cpu()
 
     def _append(self, tokens: Array, acting: npt.NDArray[np.bool_]) -> None:
         """Write the tokens of the rows that act, and see which of these end: by themselves, or because they must."""
@@ -332,7 +330,7 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         if rows is not None:
             parts = zip(self.candidates, found, strict=True)
             found = Candidates(*(whole.index_copy(0, index, part) for whole, part in parts))
-        self._candidates = found
+        self._candidates, self._log_mass = found, found.log_mass
 
     def _observe(self) -> Observation:
         found = self.candidates
@@ -345,11 +343,11 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         }
 
     def _infos(self) -> dict[str, Any]:
-        found = self.candidates
+        found, lost = self.candidates, -torch.expm1(self._log_mass)
         infos: dict[str, Any] = {
             "action_mask": found.mask.numpy().astype(np.int8),
             "token": self._token.copy(),
-            "lost_mass": found.lost_mass.masked_fill(torch.from_numpy(self._terminated), 0.0).numpy(),
+            "lost_mass": lost.masked_fill_(torch.from_numpy(self._terminated), 0.0).numpy(),
             "cut": found.cut.numpy().copy(),
             "in_set": self._in_set.copy(),
         }

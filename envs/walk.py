@@ -39,16 +39,13 @@ class Expectant(Protocol):
         ...
 
 
-@runtime_checkable
-class Scored(Protocol):
-    """A walk that has logits, so that log-probabilities of the whole vocabulary need not be written."""
-
-    logits: Tensor  # (N, V) of any float type, on the model's device
-    log_norm: Tensor  # (N,) float32, their log Σ exp
-
-
 def scores_of(walk: Walk) -> tuple[Tensor, Tensor]:
-    """Logits (N, V) of a walk, and their log Σ exp (N,)."""
-    if isinstance(walk, Scored):
-        return walk.logits, walk.log_norm
-    return walk.log_probs, torch.zeros(len(walk.log_probs))
+    """Logits (N, V) of a walk, of any float type and on its device, and their log Σ exp (N,), float32.
+
+    A walk that has `logits` and `log_norm` is read by these, so that (N, V) log-probabilities need not be written.
+    """
+    logits: Tensor | None = getattr(walk, "logits", None)
+    if logits is None:
+        return walk.log_probs, torch.zeros(len(walk.log_probs))
+    norm: Tensor = getattr(walk, "log_norm")  # noqa: B009 - not of every Walk
+    return logits, norm
