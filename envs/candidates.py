@@ -12,6 +12,7 @@ from envs.errors import InputError
 PAD_LOGP = -1e4  # finite: an infinite padding would poison learners that multiply by a mask
 WINDOWS = (16, 64, 256, 1024, 4096)  # how many of the most probable tokens are looked at, in turn
 BLOCK = 64
+FEW = 4
 
 
 class Candidates(NamedTuple):
@@ -109,78 +110,109 @@ def top_p(logits: Tensor, p: float, max_candidates: int | None = None, *, log_no
     check_top_p(p, max_candidates)
     shape, vocabulary = logits.shape[:-1], logits.shape[-1]
     rows = logits.reshape(-1, vocabulary)
-    norms = rows.new_zeros(len(rows), dtype=torch.float32) if log_norm is None else log_norm.reshape(-1)
+    norms = None if log_norm is None else log_norm.reshape(-1)
     if p == 1.0:
-        best = rows.amax(-1)
-        keep = torch.full_like(best, vocabulary, dtype=torch.int64)
+        keep = torch.full((len(rows),), vocabulary, device=rows.device)
         values, ids = torch.sort(rows, dim=-1, descending=True, stable=True)
-        logp = values.float() - norms[:, None]
+        logp = _normalised(values, norms)
     else:
         logp, ids, keep = _nuclei(rows, norms, p, width_of(vocabulary, p, max_candidates))
-        best = logp[:, 0]
-    if not bool(torch.isfinite(best).all()):
-        row = int((~torch.isfinite(best)).nonzero()[0])
+    if norms is None and not bool((finite := torch.isfinite(logp[:, 0])).all()):
+        row = int((~finite).nonzero()[0])
         raise InputError(f"row {row} of the log-probabilities holds NaN or is all -inf; normalise the logits first")
     width = width_of(vocabulary, p, max_candidates) if max_candidates is not None or p == 1.0 else int(keep.max())
     logp, ids = _fit(logp, width), _fit(ids, width)
-    mask = torch.arange(width, device=logits.device) < keep[:, None]  # (N, K)
+    padding = torch.arange(width, device=logits.device) >= keep[:, None]  # (N, K)
     return Candidates(
-        ids=ids.masked_fill(~mask, 0).reshape(*shape, width),
-        logp=logp.clamp(min=PAD_LOGP, max=0.0).masked_fill(~mask, PAD_LOGP).reshape(*shape, width),
-        mask=mask.reshape(*shape, width),
+        ids=ids.masked_fill(padding, 0).reshape(*shape, width),
+        logp=logp.clamp(min=PAD_LOGP, max=0.0).masked_fill_(padding, PAD_LOGP).reshape(*shape, width),
+        mask=~padding.reshape(*shape, width),
         cut=(keep > width).reshape(shape),
     )
 
 
-def _nuclei(rows: Tensor, norms: Tensor, p: float, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
+def _normalised(values: Tensor, norms: Tensor | None) -> Tensor:
+    return values.float() if norms is None else values.float() - norms[:, None]
+
+
+def _nuclei(rows: Tensor, norms: Tensor | None, p: float, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
     """Of every row the log-probabilities and ids of a sorted prefix, and the size (N,) of its set, or of a part of that
     larger than `wanted`; the prefix is the set, or its first `wanted` tokens."""
     vocabulary = rows.shape[-1]
-    blocks = rows[:, : vocabulary // BLOCK * BLOCK].reshape(len(rows), -1, BLOCK)  # (N, V / BLOCK, BLOCK)
-    peaks = blocks.amax(-1) if blocks.shape[1] > 2 * BLOCK else None
-    logp, ids, keep = norms.new_zeros(len(rows), 0), rows.new_zeros(len(rows), 0, dtype=torch.int64), None
-    pending = torch.arange(len(rows), device=rows.device)
-    for window in (*(size for size in WINDOWS if 2 * size < vocabulary), vocabulary):
-        values, found = _best(rows, blocks, peaks, pending, min(window + 1, vocabulary))
-        values = values.float() - norms[pending, None]
-        size = _sizes(values, window, p)
-        # A tie of the last token taken with the first beyond the window may have left a lower id outside.
-        last = values.gather(-1, (size.clamp(max=min(wanted, window)) - 1)[:, None])[:, 0]
-        settled = (size <= window) | (window >= wanted)
-        if window < vocabulary:
-            settled &= last > values[:, window]
-        taken = min(window, max(wanted, 1))
-        if keep is None:
-            logp, ids, keep = values[:, :taken], found[:, :taken], size
-        else:
-            logp, ids = _fit(logp, taken), _fit(ids, taken)
-            logp[pending], ids[pending], keep[pending] = values[:, :taken], found[:, :taken], size
+    blocks = _Blocks.of(rows)
+    first = 1 if len(rows) <= FEW else 0  # for few rows another pass costs more than a wider window
+    windows = (*(size for size in WINDOWS[first:] if 2 * size < vocabulary), vocabulary)
+    logp, ids, keep, settled = _look(rows, None, blocks, norms, p, wanted, windows[0])
+    pending = None
+    for window in windows[1:]:
         if bool(settled.all()):
             break
-        pending = pending[~settled]
-    assert keep is not None
+        pending = (~settled).nonzero()[:, 0] if pending is None else pending[~settled]
+        few = None if norms is None else norms[pending]
+        values, found, size, settled = _look(rows, pending, blocks, few, p, wanted, window)
+        logp, ids = _fit(logp, values.shape[1]), _fit(ids, values.shape[1])
+        logp[pending], ids[pending], keep[pending] = values, found, size
     return logp, ids, keep
 
 
-def _best(rows: Tensor, blocks: Tensor, peaks: Tensor | None, pending: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _look(
+    rows: Tensor,
+    pending: Tensor | None,
+    blocks: _Blocks | None,
+    norms: Tensor | None,
+    p: float,
+    wanted: int,
+    window: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The pending rows, or all, through one window: log-probabilities, ids, sizes of the sets, which are settled."""
+    vocabulary = rows.shape[-1]
+    values, ids = _best(rows, blocks, pending, min(window + 1, vocabulary))
+    values = _normalised(values, norms)
+    size = _sizes(values, window, p)
+    settled = size <= (window if window < wanted else vocabulary)  # beyond `wanted` a set is cut, whatever its size
+    if window < vocabulary:
+        # A tie of the last token taken with the first beyond the window may have left a lower id outside.
+        last = values.gather(-1, size.clamp(max=min(wanted, window))[:, None] - 1)
+        settled &= (last > values[:, window:])[:, 0]
+    taken = min(window, wanted)
+    return values[:, :taken], ids[:, :taken], size, settled
+
+
+class _Blocks(NamedTuple):
+    """A wide vocabulary in blocks, with the largest entry of each."""
+
+    entries: Tensor  # (N, V / BLOCK, BLOCK), a view
+    peaks: Tensor  # (N, V / BLOCK)
+
+    @classmethod
+    def of(cls, rows: Tensor) -> _Blocks | None:
+        count = rows.shape[-1] // BLOCK
+        if count <= 2 * BLOCK:
+            return None
+        entries = rows[:, : count * BLOCK].reshape(len(rows), count, BLOCK)
+        return cls(entries, entries.amax(-1))
+
+
+def _best(rows: Tensor, blocks: _Blocks | None, pending: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest entries of the pending rows and their ids, ties by id; which of the entries that tie with the
     last one are among them is open.
 
     In a wide vocabulary they lie in the `count` blocks with the largest peaks, or behind the last whole block.
     """
-    if peaks is None or 2 * count > peaks.shape[1]:
-        part = rows if len(pending) == len(rows) else rows[pending]
+    if blocks is None or 2 * count > blocks.peaks.shape[1]:
+        part = rows if pending is None else rows[pending]
         if count == rows.shape[-1]:
             values, ids = torch.sort(part, dim=-1, descending=True, stable=True)
             return values, ids
         values, ids = torch.topk(part, count, -1)
     else:
-        chosen = peaks[pending].topk(count, -1, sorted=False).indices  # (n, count)
-        near = blocks[pending[:, None], chosen].flatten(1)
-        tail = rows[:, blocks.shape[1] * BLOCK :][pending]
-        values, place = torch.cat([near, tail], -1).topk(count, -1)
+        row = torch.arange(len(rows), device=rows.device) if pending is None else pending
+        chosen = blocks.peaks[row].topk(count, -1, sorted=False).indices  # (n, count)
+        near = blocks.entries[row[:, None], chosen].flatten(1)
+        behind = blocks.entries.shape[1] * BLOCK
+        values, place = torch.cat([near, rows[:, behind:][row]], -1).topk(count, -1)
         inside = chosen.gather(-1, (place // BLOCK).clamp(max=count - 1)) * BLOCK + place % BLOCK
-        ids = torch.where(place < near.shape[1], inside, place - near.shape[1] + blocks.shape[1] * BLOCK)
+        ids = torch.where(place < near.shape[1], inside, place - near.shape[1] + behind)
     if bool((values[:, 1:] == values[:, :-1]).any()):
         ids, order = torch.sort(ids, -1)
         values, by_value = torch.sort(values.gather(-1, order), dim=-1, descending=True, stable=True)

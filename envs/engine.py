@@ -13,7 +13,7 @@ from torch import Tensor
 
 from envs.candidates import normalise
 from envs.kv_cache import RowCache, block_attention
-from envs.lean import LeanStep, lean_parts
+from envs.lean import LeanStep, is_llama_like
 from envs.prefill import Prefills
 from envs.sequences import context_limit_of, hidden_states_through, last_logits
 
@@ -55,8 +55,7 @@ class Cached:
         self.limit = context_limit_of(model)
         layers = model.config.get_text_config().num_hidden_layers
         self.cache = RowCache(rows, layers, self.device, self.limit)
-        parts = lean_parts(model) if way == "lean" else None
-        self.lean = LeanStep(*parts) if parts else None
+        self.lean = LeanStep(model) if way == "lean" else None
         self.prefills = Prefills(model, max(rows // AHEAD, AHEAD))
 
     def start(self, rows: Sequence[int], prompts: Sequence[Sequence[int]], ahead: Sequence[Sequence[int]]) -> Tensor:
@@ -147,7 +146,11 @@ def way_of(model: Any) -> str:
     """ "blocks", "own" (the model's own attention on the cache) or "none" (no cache), the first that is exact."""
     if model not in _ways:
         reason = _configured_against(model)
-        able = {"lean": lean_parts(model), "blocks": getattr(model, "_supports_attention_backend", False), "own": True}
+        able = {
+            "lean": is_llama_like(model),
+            "blocks": getattr(model, "_supports_attention_backend", False),
+            "own": True,
+        }
         ways = [way for way, possible in able.items() if possible]
         found = "none"
         for way in ways if not reason else []:

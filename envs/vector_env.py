@@ -147,7 +147,7 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
     def _make_state(self) -> None:
         rows = self.num_envs
         self._walk = self.teacher.walk(rows)
-        self._eos = np.array(sorted(self.teacher.eos_ids), dtype=np.int64)
+        self._is_eos = np.isin(np.arange(self.teacher.vocab_size), list(self.teacher.eos_ids))
         self._context = np.zeros((rows, self._width), dtype=np.int32)
         self._length = np.zeros(rows, dtype=np.int64)
         self._prompt_length = np.zeros(rows, dtype=np.int64)
@@ -282,7 +282,7 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         rows = acting.nonzero()[0]
         self._context[rows, self._length[rows]] = tokens[rows]
         self._length[rows] += 1
-        self._terminated = acting & (np.isin(tokens, self._eos) | self._stopped(rows))
+        self._terminated = acting & (self._is_eos[tokens] | self._stopped(rows))
         spent = self._length - self._prompt_length >= self.max_new_tokens
         self._ended = acting & (self._terminated | spent | (self._length >= self.teacher.context_limit))
 

@@ -45,8 +45,8 @@ class BenchEnvConfig:
     max_candidates: int = 64
     repeats: int = 5
     """Rounds that count; one more warms up."""
-    threads: int | None = None
-    """CPU threads; none: as many as torch takes."""
+    threads: int | None = 1
+    """CPU threads; none: as many as torch takes. One is the least noisy."""
     json: Path | None = None
     """Write the figures to this file too."""
 
@@ -157,12 +157,12 @@ def _arms(config: BenchEnvConfig, teacher: HFTeacher, rows: int) -> dict[str, Ar
         "naive": naive,
     }
     if rows == 1:
-        arms["single"] = lambda turn: _single(config, teacher, prompts(turn)[0], rng)
+        single = TopPTokenEnv(teacher=teacher, **options_of(config))
+        arms["single"] = lambda turn: _single(single, prompts(turn)[0], rng)
     return arms
 
 
-def _single(config: BenchEnvConfig, teacher: HFTeacher, prompt: list[int], rng: np.random.Generator) -> int:
-    env = TopPTokenEnv(teacher=teacher, **options_of(config))
+def _single(env: TopPTokenEnv, prompt: list[int], rng: np.random.Generator) -> int:
     _, info = env.reset(options={"prompt": prompt})
     taken, over = 0, False
     while not over:
@@ -176,7 +176,7 @@ def _figures(found: Race, vocabulary: int, rows: int) -> list[Figure]:
     figures: list[Figure] = []
     for arm in found.samples:
         figures.append({"name": "steps_per_second", "arm": arm, **where, **found.rate(arm)})
-        figures.append({"name": "peak_memory_mb", "arm": arm, **where, "value": found.peak(arm)})
+        figures.append({"name": "peak_memory_mb", "arm": arm, **where, "value": found.peaks[arm]})
     figures += [
         {"name": f"over_{peer}", **where, **found.ratio("env", peer)} for peer in ("raw_hf", "generate", "naive")
     ]

@@ -22,7 +22,6 @@ class Sample(NamedTuple):
 
     steps: int
     seconds: float
-    peak: float  # megabytes that resident memory rose by, at most
 
     @property
     def rate(self) -> float:
@@ -35,6 +34,8 @@ class Race:
     """What the arms of one comparison gave, round by round."""
 
     samples: dict[str, list[Sample]] = field(default_factory=dict)
+    peaks: dict[str, float] = field(default_factory=dict)
+    """Megabytes that resident memory rose by in the round that warms up, at most."""
 
     def ratio(self, arm: str, other: str) -> dict[str, float]:
         """How many times as fast an arm is, by pairs of the same round: median, least and greatest."""
@@ -45,10 +46,6 @@ class Race:
         """Steps per second: median, least and greatest."""
         return spread([sample.rate for sample in self.samples[arm]])
 
-    def peak(self, arm: str) -> float:
-        """Megabytes that resident memory rose by in the worst round."""
-        return max(sample.peak for sample in self.samples[arm])
-
 
 def spread(values: list[float]) -> dict[str, float]:
     """Median with an interval: of R rounds, least to greatest hold the true median with probability 1 − 2^(1−R)."""
@@ -58,18 +55,20 @@ def spread(values: list[float]) -> dict[str, float]:
 def race(arms: Mapping[str, Callable[[int], int]], repeats: int, bar: tqdm[Any]) -> Race:
     """Run every arm once a round; an arm takes the number of the round and returns the steps it made.
 
-    Round 0 warms up and does not count.
+    Round 0 warms up: its time does not count, its memory does (watching it would disturb the time).
     """
     found = Race({name: [] for name in arms})
     for turn in range(repeats + 1):
         for name, arm in arms.items():
             bar.set_postfix_str(name, refresh=True)
-            with Resident() as memory:
+            if not turn:
+                with Resident() as memory:
+                    arm(turn)
+                found.peaks[name] = memory.rise
+            else:
                 begin = time.perf_counter()
                 steps = arm(turn)
-                seconds = time.perf_counter() - begin
-            if turn:
-                found.samples[name].append(Sample(steps, seconds, memory.rise))
+                found.samples[name].append(Sample(steps, time.perf_counter() - begin))
             bar.update()
     return found
 
