@@ -124,10 +124,12 @@ class RowCache:
         order = np.argsort(self.lengths, kind="stable")
         if self.device.type != "cpu" or _columns(self.lengths[order]) > (1 - WASTE) * _columns(self.lengths):
             return
-        moved, longest = torch.from_numpy(order), int(self.lengths.max())
+        moved = torch.from_numpy(order)
+        blocks = list(zip(*_parts(self.lengths[order]), strict=True))
         for layer in self.cache.layers:
             for buffer in (layer.keys, layer.values):
-                buffer[:, :, :longest] = buffer[moved, :, :longest]
+                for part, copied in [(part, buffer[moved[part], :, : width - 1]) for part, width in blocks]:
+                    buffer[part, :, : copied.shape[2]] = copied
         self.lengths, self.order = self.lengths[order], self.order[order]
         self.lanes, self.sorted = np.argsort(self.order), True
 

@@ -36,8 +36,9 @@ class BenchEnvConfig:
     """
 
     rows: tuple[int, ...] = (1, 8, 32, 128)
-    """How many episodes run together."""
+    """How many episodes run together; refilling and the adapter are measured with the most."""
     vocabularies: tuple[int, ...] = (2048, 50257)
+    """Widths of the softmax; refilling and the adapter are measured with the first."""
     prompt_tokens: int = 32
     steps: int = 64
     """Tokens of an episode."""
@@ -71,8 +72,9 @@ def run(config: BenchEnvConfig) -> list[Figure]:
                 found = race(_arms(config, teacher, rows), config.repeats, bar)
                 figures += _figures(found, vocabulary, rows)
                 figures += _parts(config, teacher, rows)
-            figures += _refilling(config, teacher, widest, bar)
-            figures += _adapter(config, teacher, widest, bar)
+            if vocabulary == config.vocabularies[0]:
+                figures += _refilling(config, teacher, widest, bar)
+                figures += _adapter(config, teacher, widest, bar)
     return figures
 
 
@@ -259,5 +261,5 @@ def _adapter(config: BenchEnvConfig, teacher: HFTeacher, rows: int, bar: tqdm[An
 
 
 def _total(config: BenchEnvConfig) -> int:
-    arms = sum(5 if rows == 1 else 4 for rows in config.rows) + 4
-    return arms * (config.repeats + 1) * len(config.vocabularies)
+    arms = sum(5 if rows == 1 else 4 for rows in config.rows) * len(config.vocabularies) + 4
+    return arms * (config.repeats + 1)
