@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from envs.candidates import normalise
 from envs.decode import Decoder, decode
-from envs.engine import TOLERANCE, Cached, cache_is_exact
+from envs.engine import TOLERANCE, Cached, cache_is_exact, way_of
 from envs.errors import InputError
+from envs.lean import is_llama_like
 from envs.prefill import batches
 from envs.sequences import last_logits
 from tests.envs.models import EXACT, UNCACHED, VOCABULARY, tiny_model
@@ -31,6 +34,40 @@ def test_these_architectures_share_a_cache(arch: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert cache_is_exact(MODELS[arch])
+
+
+@pytest.mark.parametrize(
+    ("arch", "settings", "way"),
+    [
+        ("granite", {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0}, "blocks"),
+        ("gemma", {"head_dim": 8}, "lean"),
+    ],
+)
+def test_models_that_look_like_a_llama_are_probed(arch: str, settings: dict[str, Any], way: str) -> None:
+    """Both have the modules of the step that is written out; Granite scales what goes between them, Gemma within."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(arch, **sizes, num_key_value_heads=2, vocab_size=VOCABULARY, **settings)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert is_llama_like(model) and way_of(model) == way
+    decoder = Decoder(model, 2)
+    decoder.start([0, 1], [[3, 4, 5], [6]])
+    decoder.step(torch.tensor([7, 8]), torch.tensor([True, True]))
+    for row, text in enumerate(([3, 4, 5, 7], [6, 8])):
+        expected = normalise(last_logits(model, [text]))[0]
+        assert (decoder.log_probs[row] - expected).abs().max() <= TOLERANCE
+
+
+def test_half_precision_keeps_its_cache() -> None:
+    """Two exact paths differ by its rounding there, by far less than by a wrong mask or position."""
+    model = tiny_model("llama").to(torch.bfloat16)
+    assert way_of(model) == "lean"
+    decoder = Decoder(model, 1)
+    decoder.start([0], [[3, 4, 5]])
+    decoder.step(torch.tensor([7]), torch.tensor([True]))
+    assert decoder.logits.dtype == torch.bfloat16 and decoder.log_norm.dtype == torch.float32
+    gap = (decoder.log_probs[0] - normalise(last_logits(model, [[3, 4, 5, 7]]))[0]).abs().max()
+    assert gap <= 64 * torch.finfo(torch.bfloat16).eps
 
 
 @pytest.mark.parametrize("arch", UNCACHED)
