@@ -11,8 +11,8 @@ from envs.errors import InputError
 
 PAD_LOGP = -1e4  # finite: an infinite padding would poison learners that multiply by a mask
 WINDOWS = (16, 64, 256, 1024, 4096)  # how many of the most probable tokens are looked at, in turn
-BLOCK = 64
-FEW = 4
+BLOCK = 64  # tokens of a block of a wide vocabulary, of which the largest is found first
+ONE_PASS = 4  # rows up to which another pass costs more than a wider window
 
 
 class Candidates(NamedTuple):
@@ -94,8 +94,8 @@ def top_p(logits: Tensor, p: float, max_candidates: int | None = None, *, log_no
 
     Source: equation (1) of the design; Holtzman et al. (2020), arXiv:1904.09751, eq. 2-3.
 
-    The vocabulary is neither sorted nor normalised: the few most probable tokens usually settle a row, and rows they do
-    not settle are looked at through wider and wider windows. Masses are summed in float64.
+    As a rule the vocabulary is neither sorted nor normalised: the few most probable tokens settle a row, and rows they
+    do not settle are looked at through wider and wider windows. Masses are summed in float64.
 
     Args:
         logits: (..., V) log-probabilities, nats; −∞ allowed. With `log_norm`, any logits.
@@ -140,7 +140,7 @@ def _nuclei(rows: Tensor, norms: Tensor | None, p: float, wanted: int) -> tuple[
     larger than `wanted`; the prefix is the set, or its first `wanted` tokens."""
     vocabulary = rows.shape[-1]
     blocks = _Blocks.of(rows)
-    first = 1 if len(rows) <= FEW else 0  # for few rows another pass costs more than a wider window
+    first = 1 if len(rows) <= ONE_PASS else 0
     windows = (*(size for size in WINDOWS[first:] if 2 * size < vocabulary), vocabulary)
     logp, ids, keep, settled = _look(rows, None, blocks, norms, p, wanted, windows[0])
     pending = None

@@ -51,7 +51,10 @@ class Decoder:
         self._ahead = prompts
 
     def start(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
-        """Begin these rows anew with these prompts."""
+        """Begin these rows anew with these prompts.
+
+        Raises: InputError: an empty or too long prompt, or the model's logits are no numbers.
+        """
         for prompt in prompts:
             if not 0 < len(prompt) <= self._limit:
                 raise InputError(f"a prompt has {len(prompt)} tokens; the model takes 1 to {self._limit}: shorten it")
@@ -62,14 +65,17 @@ class Decoder:
         self.logits[index] = found
 
     def step(self, tokens: Tensor, active: Tensor) -> None:
-        """Append `tokens` (N,) to the rows that are `active` (N,) bool; the others stay as they are."""
+        """Append `tokens` (N,) to the rows that are `active` (N,) bool; the others stay as they are.
+
+        Raises: InputError: a text would outgrow the context, or the model's logits are no numbers.
+        """
         if not active.any():
             return
-        self._length += active.numpy()
-        if self._length.max() > self._limit:
-            self._length -= active.numpy()
+        length = self._length + active.numpy()
+        if length.max() > self._limit:
             raise InputError(f"a text would outgrow the model's context of {self._limit} tokens; end it there")
         logits = self._engine.step(tokens, active)
+        self._length = length
         if not active.all():
             idle = (~active).nonzero()[:, 0].to(logits.device)
             logits[idle] = self.logits[idle]
@@ -143,7 +149,7 @@ def decode(
             active = torch.from_numpy(serving >= 0)
             if active.any():
                 decoder.step(tokens, active)
-            serving, uniforms = _shrink(decoder, serving, uniforms, bar.n + int(active.sum()) == len(prompts))
+            serving, uniforms = _shrink(decoder, serving, uniforms, not queue)
 
 
 def _refill(

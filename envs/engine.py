@@ -18,7 +18,8 @@ from envs.prefill import Prefills
 from envs.sequences import context_limit_of, hidden_states_through, last_logits
 
 TOLERANCE = 1e-4  # nats, between a walk and the same text alone
-AHEAD = 4  # a quarter of the rows is read ahead, and kept
+AHEAD = 4  # prompts for a quarter of the rows are read ahead, and kept
+LEAST_KEPT = 16
 
 _ways: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
@@ -56,7 +57,7 @@ class Cached:
         layers = model.config.get_text_config().num_hidden_layers
         self.cache = RowCache(rows, layers, self.device, self.limit)
         self.lean = LeanStep(model) if way == "lean" else None
-        self.prefills = Prefills(model, max(rows // AHEAD, AHEAD))
+        self.prefills = Prefills(model, max(rows // AHEAD, LEAST_KEPT))
 
     def start(self, rows: Sequence[int], prompts: Sequence[Sequence[int]], ahead: Sequence[Sequence[int]]) -> Tensor:
         found = torch.empty(0)
@@ -192,11 +193,13 @@ def _probed_against(model: Any, way: str) -> str:
             engine.step(tokens, active)
         engine.start([1], [text(4, 2, 6, 1)], [])
         found = engine.step(torch.tensor([2, 3, 4]) % width, torch.ones(3, dtype=torch.bool))
+        ends = [[*texts[0], *text(1, 1, 1, 2)], text(4, 2, 6, 1, 3), [*texts[2], *text(4)]]
+        alone = torch.cat([normalise(last_logits(model, [end])) for end in ends])
+        gap = float((normalise(found) - alone).abs().max())
+    except torch.OutOfMemoryError:
+        raise
     except (TypeError, ValueError, IndexError, RuntimeError, AttributeError, KeyError) as error:
         return f"its forward does not take a shared cache ({type(error).__name__}: {error})"
-    ends = [[*texts[0], *text(1, 1, 1, 2)], text(4, 2, 6, 1, 3), [*texts[2], *text(4)]]
-    alone = torch.cat([normalise(last_logits(model, [end])) for end in ends])
-    gap = float((normalise(found) - alone).abs().max())
     # In half precision two exact paths differ by its rounding; what the probe is to find is off by more.
     allowed = max(TOLERANCE, 64 * torch.finfo(found.dtype).eps if found.dtype.itemsize < 4 else 0.0)
     return "" if gap <= allowed else f"a shared cache is off by {gap:.1g} nats"

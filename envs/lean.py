@@ -1,8 +1,8 @@
 """One decoding step of a Llama-like model, written out: the same modules and weights, without what surrounds them.
 
 Transformers' own forward of a small model spends most of a step on building masks, on dispatch and on norms in six
-operations. Which models may go this way is a question of their modules' names; whether they do is decided by the
-numerical probe of `envs.engine`, so that a model that only looks alike is found out.
+operations. Which models may go this way is a list of families whose layers are known to do nothing else, together with
+their modules' names; each model is then held to it by the numerical probe of `envs.engine`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 
 from envs.kv_cache import Block, RowCache, attend
 
+FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "gemma"}
 IN_TRUNK = ("embed_tokens", "layers", "norm", "rotary_emb")
 IN_LAYER = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
 IN_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "scaling")
@@ -41,8 +42,10 @@ class Layer(NamedTuple):
 
 
 def is_llama_like(model: Any) -> bool:
-    """Whether a model has the modules that `LeanStep` calls."""
+    """Whether a model is of a known family, with the modules that `LeanStep` calls."""
     trunk: Any = getattr(model, "model", None)
+    if model.config.get_text_config().model_type not in FAMILIES:
+        return False
     if not _has(trunk, IN_TRUNK) or not len(trunk.layers):
         return False
     return all(
@@ -64,8 +67,8 @@ class LeanStep:
         self.head = model.get_output_embeddings()
         self.layers = [_layer(layer) for layer in trunk.layers]
 
-    def __call__(self, tokens: Tensor, positions: Tensor, cache: RowCache, rows: Tensor | None) -> Tensor:
-        """Append `tokens` (N,) at `positions` (N,), lane by lane; `rows` (N,) puts the lanes into the order of rows."""
+    def __call__(self, tokens: Tensor, positions: Tensor, cache: RowCache, lanes: Tensor | None) -> Tensor:
+        """Append `tokens` (N,) at `positions` (N,), lane by lane; `lanes` (N,) says where each row lies."""
         state = self.embed(tokens)  # (N, D)
         cos, sin = self.rotary(state, positions[:, None])  # (N, 1, D of a head)
         half = sin.shape[-1] // 2
@@ -76,7 +79,7 @@ class LeanStep:
             inside = normed(layer.after, state)
             state = state + applied(layer.down, layer.act(applied(layer.gate, inside)).mul_(applied(layer.up, inside)))
         state = normed(self.norm, state)
-        return applied(self.head, state if rows is None else state[rows])
+        return applied(self.head, state if lanes is None else state[lanes])
 
 
 def _layer(layer: Any) -> Layer:

@@ -1,4 +1,4 @@
-"""Prompts read before they are needed: several in one forward, each once."""
+"""Prompts read before they are needed, several in one forward, and kept for a while."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Prefill:
 
 
 class Prefills:
-    """The prefills of one model: what was read last stays, `capacity` prompts in all, for who samples a prompt again.
+    """The prompts that a model read last, `capacity` of them, for who samples one again.
 
     The model's weights must not change meanwhile.
     """
@@ -35,9 +35,7 @@ class Prefills:
     def __init__(self, model: Any, capacity: int) -> None:
         self.model, self.capacity = model, capacity
         self.device = model.get_output_embeddings().weight.device
-        self._kept: OrderedDict[int, Prefill] = OrderedDict()  # last used last
-        self._place: dict[tuple[int, ...], int] = {}
-        self._count = 0
+        self._kept: OrderedDict[tuple[int, ...], tuple[Prefill, int]] = OrderedDict()  # last used last
 
     def __call__(
         self, prompts: Sequence[Sequence[int]], ahead: Sequence[Sequence[int]] = ()
@@ -46,25 +44,25 @@ class Prefills:
 
         If one has not been read, those of `ahead` that have not are read with it.
         """
-        keys = [tuple(prompt) for prompt in prompts]
-        missing = [key for key in dict.fromkeys(keys) if key not in self._place]
-        for number in dict.fromkeys(self._place[key] for key in keys if key in self._place):
-            self._kept.move_to_end(number)
-            yield self._served(self._kept[number], keys)
+        numbers: dict[tuple[int, ...], list[int]] = {}
+        for number, prompt in enumerate(prompts):
+            numbers.setdefault(tuple(prompt), []).append(number)
+        missing = [key for key in numbers if key not in self._kept]
+        known = [self._kept[key][0] for key in numbers if key in self._kept]
+        for key in numbers.keys() & self._kept.keys():
+            self._kept.move_to_end(key)
+        for prefill in {id(prefill): prefill for prefill in known}.values():
+            yield _served(prefill, numbers)
         if not missing:
             return
-        wanted = set(missing)
         room = max(0, self.capacity - len(missing))
-        later = [key for key in dict.fromkeys(map(tuple, ahead)) if key not in self._place and key not in wanted]
+        later = [key for key in dict.fromkeys(map(tuple, ahead)) if key not in self._kept and key not in numbers]
         for batch in batches(missing + later[:room]):
             prefill = self._read(batch)
-            yield self._served(prefill, keys)
-            self._keep(prefill)
-
-    def _served(self, prefill: Prefill, keys: list[tuple[int, ...]]) -> tuple[Prefill, list[int], list[int]]:
-        place = {key: number for number, key in enumerate(prefill.prompts)}
-        served = [(number, place[key]) for number, key in enumerate(keys) if key in place]
-        return prefill, [number for number, _ in served], [inside for _, inside in served]
+            yield _served(prefill, {key: numbers[key] for key in batch if key in numbers})
+            self._kept.update({key: (prefill, place) for place, key in enumerate(batch)})
+            while len(self._kept) > self.capacity:
+                self._kept.popitem(last=False)
 
     def _read(self, prompts: list[tuple[int, ...]]) -> Prefill:
         tokens, mask = right_padded(prompts, self.device)
@@ -74,15 +72,11 @@ class Prefills:
             output = self.model(input_ids=tokens, past_key_values=cache, use_cache=True)
         return Prefill(prompts, cache, output.logits[:, 0])
 
-    def _keep(self, prefill: Prefill) -> None:
-        number, self._count = self._count, self._count + 1
-        self._kept[number] = prefill
-        self._place.update(dict.fromkeys(prefill.prompts, number))
-        while sum(len(kept.prompts) for kept in self._kept.values()) > self.capacity:
-            gone, old = self._kept.popitem(last=False)
-            for key in old.prompts:
-                if self._place[key] == gone:
-                    del self._place[key]
+
+def _served(prefill: Prefill, numbers: dict[tuple[int, ...], list[int]]) -> tuple[Prefill, list[int], list[int]]:
+    """A prefill, the numbers of the prompts it serves, and their places in it."""
+    served = [(number, place) for place, key in enumerate(prefill.prompts) for number in numbers.get(key, ())]
+    return prefill, [number for number, _ in served], [place for _, place in served]
 
 
 def batches(prompts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:

@@ -44,8 +44,16 @@ def last_logits(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
 
 
 def context_limit_of(model: Any) -> int:
-    """The most tokens a model can see; a million where its configuration sets no limit."""
+    """The most tokens a model can see; a million where its configuration sets no limit.
+
+    Rotary embeddings that change once a text outgrows the context of pre-training (dynamic, longrope) would change with
+    the other texts of a batch, and under cached keys; such a model is held to that context.
+    """
     config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    first = rope.get("original_max_position_embeddings")
+    if rope.get("rope_type") in {"dynamic", "longrope"} and isinstance(first, int):
+        return first
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
         if isinstance(limit := getattr(config, name, None), int):
             return limit

@@ -207,7 +207,8 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         if seed is not None:
             self._np_random, self._np_random_seed = gymnasium.utils.seeding.np_random(seed)
             self._deck.restart()
-            self._walk = self.teacher.walk(self.num_envs)  # what was read before must not tell in the last digits
+            if chosen.all():
+                self._walk = self.teacher.walk(self.num_envs)  # what was read before must not tell in the last digits
         self._begin(chosen, given)
         self._look()
         self._print()
@@ -254,6 +255,7 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         if resetting.any() and self.autoreset_mode == AutoresetMode.DISABLED:
             row = int(resetting.argmax())
             raise ResetNeeded(f'row {row} has ended; reset it with options={{"reset_mask": ...}}')
+        self._candidates = None  # an error from here on leaves half a step, and nothing to go on from
         acting = torch.from_numpy(~resetting)
         in_set = ((before.ids == tokens[:, None]) & before.mask).any(1)
         self._in_set = (in_set | ~acting).numpy()
@@ -308,8 +310,8 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
             self._length[row] = self._prompt_length[row] = len(card.ids)
         self._ended[rows] = self._terminated[rows] = False
         self._token[rows], self._in_set[rows] = -1, True
-        if given is None and isinstance(self._walk, Expectant):
-            self._walk.expect(self._deck.next_ids(self.num_envs, self.np_random))
+        if isinstance(self._walk, Expectant):
+            self._walk.expect(() if given else self._deck.next_ids(self.num_envs, self.np_random))
         self._walk.start(rows, [card.ids for card in cards])
 
     def _look(self, rows: npt.NDArray[np.int64] | None = None) -> None:

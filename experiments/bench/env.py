@@ -53,6 +53,7 @@ class BenchEnvConfig:
 
     def __post_init__(self) -> None:
         counts = {"prompt_tokens": self.prompt_tokens, "steps": self.steps, "repeats": self.repeats}
+        counts |= {} if self.threads is None else {"threads": self.threads}
         smallest = {"rows": min(self.rows, default=0), "vocabularies": min(self.vocabularies, default=0)}
         for name, value in {**counts, **smallest}.items():
             if value < 1:
@@ -219,11 +220,13 @@ def _refilling(config: BenchEnvConfig, teacher: HFTeacher, rows: int, bar: tqdm[
         return taken
 
     def fixed(turn: int) -> int:
+        taken = 0
         for _ in range(4):
             lock_step.reset()
             for _ in range(MEAN_LENGTH):
-                lock_step.step_tokens(lock_step.candidates.ids[:, 0].numpy())
-        return 4 * MEAN_LENGTH * rows
+                *_, infos = lock_step.step_tokens(lock_step.candidates.ids[:, 0].numpy())
+                taken += int((infos["token"] >= 0).sum())
+        return taken
 
     found = race({"refill": refill, "fixed": fixed}, config.repeats, bar)
     where = {"V": teacher.vocab_size, "N": rows}

@@ -11,8 +11,23 @@ import numpy.typing as npt
 from torch import Tensor
 
 from envs.decode import Decoder
+from envs.engine import Engine
 from envs.hf_teacher import HFTeacher
 from envs.vector_env import TopPTokenVectorEnv
+
+
+class TimedEngine:
+    """An engine that adds up the seconds of its steps."""
+
+    def __init__(self, engine: Engine, seconds: dict[str, float]) -> None:
+        self.engine, self.seconds = engine, seconds
+        self.start, self.keep_rows = engine.start, engine.keep_rows
+
+    def step(self, tokens: Tensor, active: Tensor) -> Tensor:
+        begin = time.perf_counter()
+        logits = self.engine.step(tokens, active)
+        self.seconds["forward"] += time.perf_counter() - begin
+        return logits
 
 
 class TimedDecoder(Decoder):
@@ -21,15 +36,7 @@ class TimedDecoder(Decoder):
     def __init__(self, model: Any, rows: int, seconds: dict[str, float]) -> None:
         super().__init__(model, rows)
         self.seconds = seconds
-        forward = self._engine.step
-
-        def timed(tokens: Tensor, active: Tensor) -> Tensor:
-            begin = time.perf_counter()
-            logits = forward(tokens, active)
-            seconds["forward"] += time.perf_counter() - begin
-            return logits
-
-        vars(self._engine)["step"] = timed
+        self._engine = TimedEngine(self._engine, seconds)
 
     def step(self, tokens: Tensor, active: Tensor) -> None:
         """As `Decoder.step`."""

@@ -21,7 +21,7 @@ PARTS = ("forward", "candidates", "bookkeeping")
 def of_env(figures: Sequence[Figure]) -> str:
     """Steps per second by arm, with peak memory and where the time goes; then every ratio with its interval."""
     places = list(dict.fromkeys((figure["V"], figure["N"]) for figure in figures if figure["name"] == "share_of_time"))
-    speeds = [["V", "N", *ARMS.values(), *PARTS, "peak MB: env", "raw HF"]]
+    speeds = [["V", "N", *ARMS.values(), *PARTS, "MB risen: env", "raw HF"]]
     for width, rows in places:
         here = [figure for figure in figures if (figure["V"], figure["N"]) == (width, rows)]
         rates = [_one(here, "steps_per_second", arm=arm) for arm in ARMS]

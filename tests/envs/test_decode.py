@@ -44,12 +44,12 @@ def test_these_architectures_share_a_cache(arch: str) -> None:
     ],
 )
 def test_models_that_look_like_a_llama_are_probed(arch: str, settings: dict[str, Any], way: str) -> None:
-    """Both have the modules of the step that is written out; Granite scales what goes between them, Gemma within."""
+    """Both have the modules of the step that is written out; Granite is of no family that is known to do no more."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = AutoConfig.for_model(arch, **sizes, num_key_value_heads=2, vocab_size=VOCABULARY, **settings)
     model = AutoModelForCausalLM.from_config(config).eval()
-    assert is_llama_like(model) and way_of(model) == way
+    assert is_llama_like(model) == (way == "lean") and way_of(model) == way
     decoder = Decoder(model, 2)
     decoder.start([0, 1], [[3, 4, 5], [6]])
     decoder.step(torch.tensor([7, 8]), torch.tensor([True, True]))
@@ -138,7 +138,7 @@ def engine_of(decoder: Decoder) -> Cached:
 
 
 def test_prompts_are_read_once_and_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight rows keep four prompts; what is expected is read with what is missing, and nothing is read twice."""
+    """What is expected is read with what is missing, and nothing is read twice while it is kept."""
     decoder = Decoder(MODELS["llama"], 16)
     prefills = engine_of(decoder).prefills
     read: list[list[tuple[int, ...]]] = []
@@ -154,8 +154,12 @@ def test_prompts_are_read_once_and_ahead(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(read) == 2
     for row, text in ((0, third), (1, fourth), (2, fifth), (3, first), (15, second)):
         assert (decoder.log_probs[row] - alone("llama", text)).abs().max() <= TOLERANCE
-    decoder.start([5], [first])  # four are kept: it had to go
-    assert len(read) == 3 and prefills.capacity == 4
+    prompts = [[number, 5] for number in range(3, 3 + prefills.capacity)]
+    decoder.start(range(16), prompts)
+    decoder.start(range(16), prompts)
+    assert len(read) == 3 and prefills.capacity == 16
+    decoder.start([5], [first])  # it had to go
+    assert len(read) == 4 and len(prefills._kept) == 16
 
 
 def test_prompts_of_similar_lengths_are_read_together() -> None:
@@ -241,6 +245,16 @@ def test_a_reply_does_not_depend_on_the_rows_beside_it(arch: str, temperature: f
         for token in together[0]:
             assert token == int(alone(arch, text).argmax())
             text.append(token)
+
+
+@pytest.mark.parametrize("progress", [None, "answers"])
+def test_rows_that_have_nothing_left_to_do_are_dropped(progress: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    original = Decoder.keep_rows
+    monkeypatch.setattr(Decoder, "keep_rows", lambda self, rows: kept.append(len(rows)) or original(self, rows))
+    prompts = [[3 + number] for number in range(8)]
+    decode(MODELS["llama"], prompts, eos_ids=set(range(3, 60)), max_new_tokens=40, rows=8, seed=1, progress=progress)
+    assert kept and kept == sorted(kept, reverse=True) and kept[0] <= 4
 
 
 def test_ids_beyond_a_vocabulary_are_never_drawn() -> None:

@@ -172,6 +172,36 @@ def test_without_autoreset_rows_wait_for_a_mask() -> None:
     env.step_tokens([1, 1])
 
 
+def test_a_seeded_reset_of_some_rows_leaves_the_others_as_they_are() -> None:
+    teacher = TEACHERS["llama"]
+    env = TopPTokenVectorEnv(2, teacher=teacher, prompts=[[3], [4, 5]], max_new_tokens=9, autoreset_mode="disabled")
+    env.reset(options={"prompts": [[3], [4, 5]]})
+    env.step_tokens([6, 7])
+    env.reset(seed=1, options={"reset_mask": np.array([True, False]), "prompts": [[8]]})
+    observations, *_ = env.step_tokens([9, 10])
+    for row, text in enumerate(([8, 9], [4, 5, 7, 10])):
+        assert observations["context"][row, : len(text)].tolist() == text
+        alone = normalise(last_logits(teacher.model, [text]))[0]
+        assert (env.log_probs[row] - alone).abs().max() <= 1e-4
+
+
+def test_a_step_that_failed_half_way_is_not_gone_on_from() -> None:
+    model = tiny_model("llama")
+    env = TopPTokenVectorEnv(1, teacher=HFTeacher(model, tiny_tokenizer()), prompts=[[3]])
+    env.reset()
+    healthy = model.lm_head.weight.detach().clone()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(InputError, match="hold NaN"):
+        env.step_tokens([4])
+    with pytest.raises(ResetNeeded, match="call reset first"):
+        env.step_tokens([4])
+    with torch.no_grad():
+        model.lm_head.weight.copy_(healthy)
+    env.reset(seed=0)
+    env.step_tokens([4])
+
+
 def test_seeds_repeat_episodes_and_every_prompt_comes_once_a_pass() -> None:
     def run(seed: int) -> list[np.ndarray]:
         env, rng = toy_env(), np.random.default_rng(0)
