@@ -78,10 +78,10 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]
 class RowCache:
     """The cache of N texts, each from column 0 of its own lane on: a text begun anew overwrites the one before it.
 
-    Memory does not grow with the walk: there are as many columns as the longest text so far needed, or up to twice that;
-    what lies behind the end of a text is never seen. Texts of similar lengths are brought together from time to time, so
-    that blocks of lanes can be read no further than the longest of theirs; `order` says which row lies in each lane,
-    `lanes` in which lane each row lies.
+    Memory does not grow with the walk: there are as many columns as the longest text so far needed, or twice that; what
+    lies behind the end of a text is never seen. Texts of similar lengths are brought together now and then, so that
+    blocks of lanes can be read no further than the longest of theirs; `order` says which row lies in each lane, `lanes`
+    in which lane each row lies.
     """
 
     def __init__(self, rows: int, layers: int, device: torch.device, limit: int) -> None:
