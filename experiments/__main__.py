@@ -191,6 +191,10 @@ def _bench(words: list[str]) -> None:
         "env": (env.BenchEnvConfig, env.run, table.of_env),
         "memory": (memory.BenchMemoryConfig, memory.run, table.of_memory),
     }
+    if words and words[0] in ("-h", "--help"):
+        print("usage: tdistill bench env|memory [--help] [settings]\n")
+        print("\n".join(f"  {name:8}{(kind.__doc__ or '').splitlines()[0]}" for name, (kind, _, _) in kinds.items()))
+        raise SystemExit(0)
     if not words or words[0] not in kinds:
         given = repr(words[0]) if words else "nothing"
         raise InputError(f"bench measures {' or '.join(kinds)}, not {given}: tdistill bench env [--help]")
