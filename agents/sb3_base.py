@@ -64,7 +64,7 @@ def even(steps: int, most: int) -> int:
     return steps // -(-steps // most)
 
 
-class _Watch(BaseCallback):  # type: ignore[misc]
+class _Watch(BaseCallback):
     """Calls `watch` where a rollout begins: between two updates."""
 
     def __init__(self, watch: Callable[[], None]) -> None:

@@ -30,12 +30,13 @@ class _Soft:
     ) -> None:
         """Store one step of N environments; `log_prob` (N,) in nats is of the actions taken."""
         paid = reward - self.alpha * log_prob.detach().cpu().numpy()
-        super().add(obs, action, paid, episode_start, value, log_prob, **masks)  # type: ignore[misc]
+        buffer: Any = super()  # the rollout buffer that stands behind this one in its subclasses
+        buffer.add(obs, action, paid, episode_start, value, log_prob, **masks)
 
 
-class SoftRolloutBuffer(_Soft, DictRolloutBuffer):  # type: ignore[misc]
+class SoftRolloutBuffer(_Soft, DictRolloutBuffer):
     """For A2C and PPO."""
 
 
-class SoftMaskableRolloutBuffer(_Soft, MaskableDictRolloutBuffer):  # type: ignore[misc]
+class SoftMaskableRolloutBuffer(_Soft, MaskableDictRolloutBuffer):
     """For MaskablePPO."""

@@ -108,7 +108,7 @@ def legal_sample(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     return actions
 
 
-class MaskableDQNPolicy(DQNPolicy):  # type: ignore[misc]
+class MaskableDQNPolicy(DQNPolicy):
     """A DQN policy that is right on its own: `policy.predict` takes the best legal action.
 
     Like DQN's policy it is greedy whatever `deterministic` says; exploration belongs to the algorithm. `MaskableDQN`
@@ -129,11 +129,11 @@ class MaskableDQNPolicy(DQNPolicy):  # type: ignore[misc]
         return {**super()._get_constructor_parameters(), "mask_key": self.mask_key}
 
 
-class MaskableMultiInputPolicy(MaskableDQNPolicy, MultiInputPolicy):  # type: ignore[misc]
+class MaskableMultiInputPolicy(MaskableDQNPolicy, MultiInputPolicy):
     """`MultiInputPolicy`, greedy over the legal actions alone. The mask is one of the network's inputs too."""
 
 
-class MaskableDQN(DQN):  # type: ignore[misc]
+class MaskableDQN(DQN):
     """DQN whose actions are the legal ones, in behaviour and in the target.
 
         y = r + γ(1 − done) · max_{a' : mask'(a')} Q̄(s', a');   double_q: Q̄(s', argmax_{a' : mask'(a')} Q(s', a'))
@@ -182,7 +182,9 @@ class MaskableDQN(DQN):  # type: ignore[misc]
     ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Warm-up: uniform over the legal actions; afterwards `predict`. The buffer stores the action as it is."""
         if self.num_timesteps >= learning_starts:
-            return super()._sample_action(learning_starts, action_noise, n_envs)  # type: ignore[no-any-return]
+            chosen: tuple[npt.NDArray[Any], npt.NDArray[Any]]
+            chosen = super()._sample_action(learning_starts, action_noise, n_envs)
+            return chosen
         obs, _ = self._to_batch(self._last_obs)
         actions = self._explore(acting_mask(obs, self.mask_key))
         return actions, actions

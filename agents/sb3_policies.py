@@ -162,7 +162,7 @@ def optimiser_of(student: Student, kind: Any, rate: float, head_scale: float, se
     return kind(groups, lr=rate, **settings)
 
 
-class _StudentPolicy(BasePolicy):  # type: ignore[misc]
+class _StudentPolicy(BasePolicy):
     """What the policies share: the constructor's arguments, and how they are saved."""
 
     def _take(self, student: Any, lr_schedule: Any, head_scale: float) -> Student:
@@ -257,7 +257,7 @@ def _masked(distribution: Any, action_masks: Any) -> Any:
     return distribution
 
 
-class StudentActorCriticPolicy(_ActorCritic, ActorCriticPolicy):  # type: ignore[misc]
+class StudentActorCriticPolicy(_ActorCritic, ActorCriticPolicy):
     """The student as the policy of A2C and PPO; the observation's own `mask` is what masks it.
 
     Args (of `policy_kwargs`):
@@ -268,7 +268,7 @@ class StudentActorCriticPolicy(_ActorCritic, ActorCriticPolicy):  # type: ignore
     """
 
 
-class MaskableStudentActorCriticPolicy(_ActorCritic, MaskableActorCriticPolicy):  # type: ignore[misc]
+class MaskableStudentActorCriticPolicy(_ActorCritic, MaskableActorCriticPolicy):
     """The student as the policy of sb3-contrib's MaskablePPO; right without `action_masks` too.
 
     Args and Raises: as `StudentActorCriticPolicy`.
@@ -296,7 +296,7 @@ class StudentQNetwork(nn.Module):
         """There is no dropout to turn on."""
 
 
-class StudentQPolicy(_StudentPolicy, DQNPolicy):  # type: ignore[misc]
+class StudentQPolicy(_StudentPolicy, DQNPolicy):
     """The student as the policy of DQN, `MaskableDQN` and `SoftDQN`; the target network is a frozen copy.
 
         Q(s, k) = v(s) + α log π_S^A(k|s)
@@ -344,7 +344,8 @@ class StudentQPolicy(_StudentPolicy, DQNPolicy):  # type: ignore[misc]
 
     def _predict(self, obs: Observation, deterministic: bool = True) -> Tensor:
         """The best candidate's slot.  # (N,)"""
-        return self.q_net(obs).argmax(1)  # type: ignore[no-any-return]
+        best: Tensor = self.q_net(obs).argmax(1)
+        return best
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "alpha": self.alpha}

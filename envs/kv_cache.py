@@ -29,8 +29,7 @@ class Block(NamedTuple):
     hidden: Tensor | None  # (lanes, 1, 1, columns) bool, True = not of this text; None: every column is
 
 
-# transformers carries no types, so its classes are Any to the checker.
-class RowLayer(CacheLayerMixin):  # type: ignore[misc]
+class RowLayer(CacheLayerMixin):
     """Keys and values (N, H, C, D) of one layer; token t of a text lies in column t of its lane."""
 
     is_sliding = False

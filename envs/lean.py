@@ -124,8 +124,8 @@ def rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def applied(module: Any, state: Tensor) -> Tensor:
     """What a projection gives; a plain one without the price of calling a module."""
     if type(module) is torch.nn.Linear and not module._forward_hooks and not module._forward_pre_hooks:
-        parameters = module._parameters
-        return linear(state, parameters["weight"], parameters["bias"])  # type: ignore[arg-type]
+        parameters: dict[str, Any] = module._parameters
+        return linear(state, parameters["weight"], parameters["bias"])
     result: Tensor = module(state)
     return result
 

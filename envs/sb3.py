@@ -22,7 +22,7 @@ Indices = int | Iterable[int] | None
 MASKS = "action_masks"
 
 
-class TopPVecEnv(VecEnv):  # type: ignore[misc]
+class TopPVecEnv(VecEnv):
     """`TopPTokenVectorEnv` as Stable-Baselines3 wants it: rows that end begin anew in the same step.
 
     Spaces, rewards and episode ends are those of `TopPTokenVectorEnv`. `step` returns observations, float32 rewards in

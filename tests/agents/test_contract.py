@@ -132,7 +132,7 @@ def test_a_missing_attachment_is_named() -> None:
 def test_a_loss_that_is_no_number_leaves_the_student_alone() -> None:
     agent = fresh("bc")
     with torch.no_grad():
-        agent.student.z[0, 0] = torch.nan  # type: ignore[attr-defined]
+        agent.student.z[0, 0] = torch.nan
     before = weights(agent)
     with pytest.raises(DivergedError, match="update 1"):
         agent.update(batch_of("bc"))
@@ -188,7 +188,7 @@ def test_bad_names_and_places_are_named(tmp_path: Path) -> None:
 
 def test_a_users_own_class_is_an_agent(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("mine")
-    module.Own = type("Own", (BehaviorCloning,), {"name": "own"})  # type: ignore[attr-defined]
+    module.Own = type("Own", (BehaviorCloning,), {"name": "own"})
     monkeypatch.setitem(sys.modules, "mine", module)
     assert make_agent("mine:Own", TableStudent(3, 1), total_updates=1).name == "own"
 
@@ -200,7 +200,7 @@ def test_the_rate_warms_up_and_ends_at_nothing() -> None:
 
 
 def with_gradient(agent: Agent[Any], loss: torch.Tensor) -> tuple[float, torch.Tensor]:
-    (gradient,) = torch.autograd.grad(loss, [agent.student.z])  # type: ignore[attr-defined]
+    (gradient,) = torch.autograd.grad(loss, [agent.student.z])
     return loss.item(), gradient
 
 

@@ -131,11 +131,11 @@ def test_a_missing_detach_is_noticed_by_the_gradient() -> None:
     still = {"leak_weight": 0.0, "hinge": 0.0, "gamma": 0.8}
     for name in ("q_learning", "soft_q"):
         agent = train(name, teacher, batch, updates=1, **still)
-        agent.student.v.grad = None  # type: ignore[attr-defined]
+        agent.student.v.grad = None
         torch.autograd.backward(agent.loss(batch)[0])
-        moved = agent.student.v.grad != 0  # type: ignore[attr-defined]
+        moved = agent.student.v.grad != 0
         assert moved.tolist() == [False, True, False, False, False, False]
     agent = train("soft_q", teacher, batch, updates=1, gradient="residual", clamp=False, **still)
-    agent.student.v.grad = None  # type: ignore[attr-defined]
+    agent.student.v.grad = None
     torch.autograd.backward(agent.loss(batch)[0])
-    assert int((agent.student.v.grad != 0).sum()) > 1  # type: ignore[attr-defined]
+    assert int((agent.student.v.grad != 0).sum()) > 1

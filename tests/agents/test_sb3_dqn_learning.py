@@ -70,7 +70,7 @@ def everything(mask: th.Tensor) -> th.Tensor:
 
 
 def warm_up_unmasked(kind: type[MaskableDQN]) -> type[MaskableDQN]:
-    class Mutant(kind):  # type: ignore[valid-type, misc]
+    class Mutant(kind):
         _sample_action = OffPolicyAlgorithm._sample_action
 
     return Mutant
@@ -79,7 +79,7 @@ def warm_up_unmasked(kind: type[MaskableDQN]) -> type[MaskableDQN]:
 def epsilon_unmasked(kind: type[MaskableDQN]) -> type[MaskableDQN]:
     """After a masked warm-up."""
 
-    class Mutant(kind):  # type: ignore[valid-type, misc]
+    class Mutant(kind):
         def _explore(self, mask: th.Tensor) -> np.ndarray:
             late = self.num_timesteps >= self.learning_starts
             actions: np.ndarray = super()._explore(everything(mask) if late else mask)
@@ -91,14 +91,14 @@ def epsilon_unmasked(kind: type[MaskableDQN]) -> type[MaskableDQN]:
 def stock_predict(kind: type[MaskableDQN]) -> type[MaskableDQN]:
     """DQN's own `predict`: random actions of the whole space. Its policy masks, so the greedy branch is right."""
 
-    class Mutant(kind):  # type: ignore[valid-type, misc]
+    class Mutant(kind):
         predict = DQN.predict
 
     return Mutant
 
 
 def behaviour_unmasked(kind: type[MaskableDQN]) -> type[MaskableDQN]:
-    class Mutant(kind):  # type: ignore[valid-type, misc]
+    class Mutant(kind):
         def _exploit(self, q: th.Tensor, mask: th.Tensor) -> th.Tensor:
             actions: th.Tensor = super()._exploit(q, everything(mask))
             return actions
@@ -109,7 +109,7 @@ def behaviour_unmasked(kind: type[MaskableDQN]) -> type[MaskableDQN]:
 def argmax_unmasked(kind: type[MaskableDQN]) -> type[MaskableDQN]:
     """Of deterministic `predict` alone: training never sees it."""
 
-    class Mutant(kind):  # type: ignore[valid-type, misc]
+    class Mutant(kind):
         def predict(self, observation: Any, *args: Any, deterministic: bool = False) -> Any:
             if deterministic:
                 observation = {**observation, "mask": np.ones_like(observation["mask"])}
@@ -119,7 +119,7 @@ def argmax_unmasked(kind: type[MaskableDQN]) -> type[MaskableDQN]:
 
 
 def target_unmasked(kind: type[MaskableDQN]) -> type[MaskableDQN]:
-    class Mutant(kind):  # type: ignore[valid-type, misc]
+    class Mutant(kind):
         def _next_values(self, observations: Any, mask: th.Tensor) -> th.Tensor:
             values: th.Tensor = super()._next_values(observations, everything(mask))
             return values
@@ -130,7 +130,7 @@ def target_unmasked(kind: type[MaskableDQN]) -> type[MaskableDQN]:
 def mask_asked_of_the_environment(kind: type[MaskableDQN]) -> type[MaskableDQN]:
     """The next state's mask as `env.action_masks()` has it after the step: of the new episode when one has ended."""
 
-    class Mutant(kind):  # type: ignore[valid-type, misc]
+    class Mutant(kind):
         def _store_transition(
             self, buffer: Any, action: Any, new_obs: Any, reward: Any, dones: Any, infos: Any
         ) -> None:
@@ -145,7 +145,7 @@ def mask_asked_of_the_environment(kind: type[MaskableDQN]) -> type[MaskableDQN]:
 def done_by_product(kind: type[MaskableDQN]) -> type[MaskableDQN]:
     """(1 − done)·V̄ where Q̄ of a terminal state is not a number."""
 
-    class Mutant(kind):  # type: ignore[valid-type, misc]
+    class Mutant(kind):
         def _targets(self, batch: Any) -> th.Tensor:
             values = self._next_values(batch.next_observations, batch.next_observations["mask"].bool())[:, None]
             raw = th.where(batch.dones == 1, self.q_net_target(batch.next_observations)[:, :1], values)
@@ -156,7 +156,7 @@ def done_by_product(kind: type[MaskableDQN]) -> type[MaskableDQN]:
 
 
 def hard_maximum(kind: type[MaskableDQN]) -> type[MaskableDQN]:
-    class Mutant(kind):  # type: ignore[valid-type, misc]
+    class Mutant(kind):
         _next_values = MaskableDQN._next_values
 
     return Mutant
@@ -164,7 +164,7 @@ def hard_maximum(kind: type[MaskableDQN]) -> type[MaskableDQN]:
 
 def target_at(alpha: float) -> Callable[[type[MaskableDQN]], type[MaskableDQN]]:
     def mutate(kind: type[MaskableDQN]) -> type[MaskableDQN]:
-        class Mutant(kind):  # type: ignore[valid-type, misc]
+        class Mutant(kind):
             def _next_values(self, observations: Any, mask: th.Tensor) -> th.Tensor:
                 some = mask | ~mask.any(-1, keepdim=True)
                 return objectives.soft_value(self.q_net_target(observations), some, alpha)

@@ -328,7 +328,7 @@ def reached(name: str, monkeypatch: pytest.MonkeyPatch | None = None, **settings
     agent = make_loop_agent(name, blind_student(), seed=0, gamma=0.0, num_envs=12, **settings)
     agent.learn(env, 12 * 150)
     env.set_options([{"prompt": prompts[row % TOKENS]} for row in range(12)])
-    slots, _ = agent.model.predict(env.reset(), deterministic=True)  # type: ignore[attr-defined]
+    slots, _ = agent.model.predict(env.reset(), deterministic=True)
     return float(env.step(slots)[1].mean())
 
 

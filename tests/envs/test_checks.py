@@ -175,7 +175,7 @@ def test_a_token_outside_the_set_where_that_is_forbidden() -> None:
         assert state_of(env) == before
     for word in ("refuse", "drop", None):
         with pytest.raises(InputError, match=f"outside = {word!r} is neither 'pay' nor 'forbid'"):
-            envs.TokenActions(made(), outside=word)  # type: ignore[arg-type]
+            envs.TokenActions(made(), outside=word)
 
 
 # order

@@ -305,7 +305,7 @@ def test_visits_are_the_expected_counts_over_all_texts_cut_where_they_leave(name
 def test_what_cannot_be_solved_is_said(options: dict[str, object], said: str) -> None:
     table = TableTeacher(np.array([[0.2, 0.4, 0.4], [0.2, 0.3, 0.5], [0.1, 0.5, 0.4]]))
     with pytest.raises(InputError, match=said):
-        solve(table, **options)  # type: ignore[arg-type]
+        solve(table, **options)
 
 
 def test_slow_sweeps_end_at_the_fixed_point() -> None:

@@ -183,7 +183,7 @@ def test_a_narrow_phi_and_a_high_temperature_are_solved_by_damped_steps(monkeypa
     """Plain Newton steps lower J here; with too few steps allowed the failure is said."""
     teacher = TABLES["second_order"]()
     options = {"top_p": 0.5, "gamma": 1.0, "alpha": 5.0, "c": 1e-4, "visits": np.ones(16)}
-    solved = solve(teacher, "chi2", **options)  # type: ignore[arg-type]
+    solved = solve(teacher, "chi2", **options)
     data = data_of(teacher, 0.5, np.ones(16))
     q, _ = pairs_of(solved, data, teacher)
     best = objective_chi2(q, data, gamma=1.0, alpha=5.0, c=1e-4)
@@ -192,4 +192,4 @@ def test_a_narrow_phi_and_a_high_temperature_are_solved_by_damped_steps(monkeypa
         assert objective_chi2(q + size * rng.normal(size=len(q)), data, gamma=1.0, alpha=5.0, c=1e-4) < best
     monkeypatch.setattr(exact_chi2, "ITERATIONS", 2)
     with pytest.raises(InputError, match="no maximum that can be found"):
-        solve(teacher, "chi2", **options)  # type: ignore[arg-type]
+        solve(teacher, "chi2", **options)

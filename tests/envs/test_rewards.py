@@ -73,7 +73,7 @@ def test_a_score_that_is_no_number_is_refused() -> None:
 
 
 def test_sqil_pays_the_student_nothing_and_says_what_a_teacher_step_is_worth() -> None:
-    assert make_reward("sqil").teacher_step == 1.0  # type: ignore[attr-defined]
+    assert make_reward("sqil").teacher_step == 1.0
 
 
 @pytest.mark.parametrize("name", ["induced_soft", "induced_hard"])
@@ -122,4 +122,4 @@ def test_a_reward_of_ones_own_is_taken_as_it_is() -> None:
 )
 def test_what_is_no_reward_is_refused(reward: object, options: dict[str, float], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        make_reward(reward, **options)  # type: ignore[arg-type]
+        make_reward(reward, **options)

@@ -186,7 +186,7 @@ def test_wrong_options_and_steps_are_named() -> None:
         with pytest.raises(ResetNeeded):
             call()
     for options, says in (([{"prompt": [1]}], "2 rows"), ([{"prompt": [1]}, {"prompts": [[1]]}], "different options")):
-        env.set_options(options)  # type: ignore[arg-type]
+        env.set_options(options)
         with pytest.raises(InputError, match=says):
             env.reset()
     env.set_options()

@@ -54,7 +54,7 @@ def test_there_are_enough_kinds_and_critical_cases() -> None:
     assert all(m.checks.required == () for m in CORPUS if not m.critical)
     for message in CORPUS:
         if message.kind == "return":
-            days = int(re.search(r"(\d+) days", message.prompt)[1])  # type: ignore[index]
+            days = int(re.search(r"(\d+) days", message.prompt)[1])
             assert message.critical == (days > RETURN_DAYS)
 
 

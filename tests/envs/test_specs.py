@@ -36,7 +36,7 @@ def test_specs_of_named_teachers_go_through_json_and_pickle_with_their_wrappers(
             assert_same(one[0], other[0])
             assert_same(one[1], other[1])
             assert made.unwrapped.vector.teacher is remade.unwrapped.vector.teacher
-    remade = gymnasium.make(EnvSpec.from_json(tokens.spec.to_json()))  # type: ignore[union-attr]
+    remade = gymnasium.make(EnvSpec.from_json(tokens.spec.to_json()))
     remade.reset(options={"prompt": [1]})
     with pytest.raises(InvalidAction):  # "forbid" came along
         remade.step(5)
@@ -54,7 +54,7 @@ def test_what_a_teacher_object_cannot_do_is_said() -> None:
     teacher = HFTeacher(tiny_model("llama"), tiny_tokenizer(), name="mine")
     env = make(teacher=teacher)
     with pytest.raises(TypeError, match="HFTeacher is not JSON serializable"):
-        env.spec.to_json()  # type: ignore[union-attr]
+        env.spec.to_json()
     with pytest.raises(pickle.PicklingError, match=r"'mine' was given as an object.*save_pretrained.*directory"):
         pickle.dumps(env.spec)
     by_value = pickle.loads(pickle.dumps(make(teacher=TABLE).spec))  # a table is a few numbers
@@ -96,4 +96,4 @@ def test_ten_wrappers_copy_no_teacher(given_as: str) -> None:
 
 
 def test_a_spec_is_json() -> None:
-    assert json.loads(make().spec.to_json())["kwargs"]["prompts"] == MAKE["prompts"]  # type: ignore[union-attr]
+    assert json.loads(make().spec.to_json())["kwargs"]["prompts"] == MAKE["prompts"]

@@ -65,7 +65,7 @@ def test_what_is_no_teacher_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no model can be loaded"):
         load_teacher(str(tmp_path))
     with pytest.raises(InputError, match="is no teacher"):
-        load_teacher(3)  # type: ignore[arg-type]
+        load_teacher(3)
     with pytest.raises(InputError, match="has no chat template"):
         HFTeacher(tiny_model("llama"), tiny_tokenizer(), chat_template=True)
     with pytest.raises(InputError, match="has no token"):

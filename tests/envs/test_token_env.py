@@ -97,7 +97,7 @@ def test_token_actions_pay_outside_or_forbid() -> None:
         strict.step(5)
     assert strict.step(2)[4]["in_set"] is True
     with pytest.raises(InputError, match="neither"):
-        envs.TokenActions(make(), outside="drop")  # type: ignore[arg-type]
+        envs.TokenActions(make(), outside="drop")
 
 
 def test_one_episode_has_no_rows() -> None:
