@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from torch import Tensor
 from agents.episodes import Episodes
 from agents.errors import DivergedError, InputError
 from agents.student import Scorer
+
+if TYPE_CHECKING:
+    from agents.walks import Walks
 
 STATE = "agent.pt"
 Logs = dict[str, Tensor]
@@ -96,13 +99,13 @@ class Agent(ABC, Generic[C]):
     """A learner around a student. Subclasses set the class variables and write `loss`.
 
     `student` is trained in place. `needs` names what must be attached to its batches ("teacher_logits"); `data` says
-    whose walk it may learn from; `fixed_point` where it ends, or None with `identity` naming the loss identity it is
-    tested by.
+    whose walk it may learn from ("mixed": of both in each batch) and `walks` what it asks of the student's own;
+    `fixed_point` is where it ends, or None with `identity` naming the loss identity it is tested by.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type[Config]]
-    data: ClassVar[Literal["teacher", "student", "either"]] = "either"
+    data: ClassVar[Literal["teacher", "student", "either", "mixed"]] = "either"
     identity: ClassVar[str | None] = None
 
     def __init__(self, student: Scorer, config: C, *, seed: int, total_updates: int) -> None:
@@ -127,6 +130,12 @@ class Agent(ABC, Generic[C]):
         return frozenset()
 
     @property
+    def walks(self) -> Walks | None:
+        """The student's own episodes it asks a run for (`agents.walks`); None: the teacher's alone."""
+        found: Walks | None = getattr(self.config, "walks", None)
+        return found
+
+    @property
     @abstractmethod
     def fixed_point(self) -> FixedPoint | None:
         """Where this agent ends on a table teacher."""
@@ -145,6 +154,13 @@ class Agent(ABC, Generic[C]):
 
     def after_step(self) -> None:
         """What follows an optimiser step, such as moving a target network."""
+
+    def receive(self, walk: Episodes) -> Episodes:
+        """What becomes of episodes that the student has just walked before they are learnt from: as they are.
+
+        A place to recompute what the walk noted, such as old log-probabilities, in the forward that training uses.
+        """
+        return walk
 
     def update(self, batch: Episodes) -> dict[str, float]:
         """Learn from one batch and return figures to log.

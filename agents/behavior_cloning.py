@@ -19,7 +19,7 @@ class BehaviorCloning(Agent[Config]):
 
     name: ClassVar[str] = "bc"
     Config: ClassVar[type[Config]] = Config
-    data: ClassVar[Literal["teacher", "student", "either"]] = "teacher"
+    data: ClassVar[Literal["teacher", "student", "either", "mixed"]] = "teacher"
 
     @property
     def fixed_point(self) -> FixedPoint:

@@ -43,7 +43,7 @@ class BellmanDistill(Agent[BellmanConfig]):
 
     name: ClassVar[str] = "bellman_distill"
     Config: ClassVar[type[BellmanConfig]] = BellmanConfig
-    data: ClassVar[Literal["teacher", "student", "either"]] = "teacher"
+    data: ClassVar[Literal["teacher", "student", "either", "mixed"]] = "teacher"
 
     @property
     def fixed_point(self) -> FixedPoint:

@@ -39,9 +39,10 @@ AXES = {
     "teacher_logp_taken": "BT",
     "from_teacher": "B",
     "weights": "B",
+    "version": "B",
     "teacher_logp": "BTV",
 }
-INTEGERS = {"tokens", "prompt_length", "length", "ids", "slots"}
+INTEGERS = {"tokens", "prompt_length", "length", "ids", "slots", "version"}
 FLAGS = {"mask", "in_set", "from_teacher"}
 
 
@@ -81,12 +82,17 @@ class Episodes:
     """(B,) bool. The teacher walked (else the student)."""
     weights: Tensor | None = None
     """(B,) float32 > 0. Weight of each episode in every mean; 1 if not given."""
+    version: Tensor | None = None
+    """(B,) int64 >= 0. Updates the student had made when it drew the episode; 0 if not given, and of no meaning where
+    the teacher walked."""
     teacher_logp: Tensor | None = None
     """(B, T, V) float32, attached per micro-batch to agents with needs = {"teacher_logits"}: log π_T(·|s_t)."""
 
     def __post_init__(self) -> None:
         if self.weights is None:
             object.__setattr__(self, "weights", torch.ones(self.length.shape, device=self.length.device))
+        if self.version is None:
+            object.__setattr__(self, "version", torch.zeros_like(self.length))
         self._check_shapes()
         self._check_values()
 
@@ -221,7 +227,7 @@ class Episodes:
             raise InputError(f"Episodes need at least one episode, step and slot; sizes are {sizes}")
 
     def _check_values(self) -> None:
-        assert self.weights is not None
+        assert self.weights is not None and self.version is not None
         steps, states, rows = self.steps, self.states, torch.arange(self.mask.shape[1], device=self.mask.device)
         require = self._require
         require("length", (self.length >= 1) & (self.length <= self.slots.shape[1]), "must lie in 1..T")
@@ -230,6 +236,7 @@ class Episodes:
         require("tokens", self.prompt_length + self.length <= self.tokens.shape[1], "must hold prompt and reply")
         require("tokens", self.tokens >= 0, "must not be negative")
         require("weights", self.weights > 0, "must be positive")
+        require("version", self.version >= 0, "must not be negative")
         for name in ("logp", "rewards", "discounts", "behaviour_logp", "teacher_logp_taken", "weights"):
             require(name, torch.isfinite(getattr(self, name)), "must be finite")
         require("mask", states[:, :-1] | ~steps, "needs a candidate before every step")

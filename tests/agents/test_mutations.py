@@ -5,6 +5,7 @@ Cloning and `kd` look at no successor, so γ, truncation and EOS cannot break th
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from agents.errors import InputError
 from envs.table_teacher import toy
 from tests.agents.oracle import TOLERANCE, Gap, arm, train
 from tests.agents.table_data import build, complete_paths
+from tests.agents.test_objectives import PARTS
 
 LOOKING_AHEAD: list[tuple[str, dict[str, Any]]] = [
     ("q_learning", {}),
@@ -28,23 +30,31 @@ LOOKING_AHEAD: list[tuple[str, dict[str, Any]]] = [
 soft_value, bootstrap, path_target = objectives.soft_value, objectives.bootstrap, objectives.path_target
 inverse_reward = objectives.inverse_reward
 Patch = pytest.MonkeyPatch
+PLACES = [objectives, *(importlib.import_module(f"agents.objectives.{part.name}") for part in PARTS)]
+
+
+def plant(patch: Patch, name: str, mistake: Callable[..., Tensor]) -> None:
+    """Put a wrong objective wherever its right one is read."""
+    for place in PLACES:
+        if hasattr(place, name):
+            patch.setattr(place, name, mistake)
 
 
 def mask_ignored(patch: Patch) -> None:
     """Soft values run over all slots, padding included; hard ones mask by product, so that padding counts as Q = 0."""
-    patch.setattr(objectives, "soft_value", lambda q, mask, alpha=1.0: soft_value(q, torch.ones_like(mask), alpha))
+    plant(patch, "soft_value", lambda q, mask, alpha=1.0: soft_value(q, torch.ones_like(mask), alpha))
     hard_mask_by_product(patch)
 
 
 def hard_mask_by_product(patch: Patch) -> None:
     """Of hard values alone."""
-    patch.setattr(objectives, "double_value", lambda selector, evaluator, mask: (evaluator * mask).amax(-1))
+    plant(patch, "double_value", lambda selector, evaluator, mask: (evaluator * mask).amax(-1))
 
 
 def gamma_off_by_one(patch: Patch) -> None:
     """A successor's value is discounted once too often."""
-    patch.setattr(objectives, "bootstrap", lambda r, d, v: bootstrap(r, d.square(), v))
-    patch.setattr(objectives, "inverse_reward", lambda v, p, d, ahead: inverse_reward(v, p, d.square(), ahead))
+    plant(patch, "bootstrap", lambda r, d, v: bootstrap(r, d.square(), v))
+    plant(patch, "inverse_reward", lambda v, p, d, ahead: inverse_reward(v, p, d.square(), ahead))
 
 
 def far(found: Gap) -> bool:
@@ -88,7 +98,7 @@ def test_a_trace_that_crosses_a_token_outside_is_noticed() -> None:
         def crossing(r: Tensor, d: Tensor, p: Tensor, v: Tensor, inside: Tensor, n: int, alpha: float) -> Tensor:
             return path_target(r, d, p, v, torch.ones_like(inside), n=n, alpha=alpha)
 
-        patch.setattr(objectives, "path_target", crossing)
+        plant(patch, "path_target", crossing)
 
     assert far(arm("soft_q", mutation=uncut, n=2, anchor=0.0))
 

@@ -1,0 +1,43 @@
+"""Every target and loss of equations (3)-(6), as pure functions over (..., K); nothing else holds them.
+
+Symbols: B batch, T steps, K slots, V vocabulary. Log-probabilities, rewards, Q and V in nats. Masks select with
+`where`, never by product. `discounts` are γ(1 − terminated), formed where episodes are built; no `done` flag gets here.
+"""
+
+from __future__ import annotations
+
+from agents.objectives.imitation import backup_correction, forward_kl, nucleus_nll, renormalise, set_cross_entropy
+from agents.objectives.inverse import concave_reward, inverse_reward, inverse_soft_q
+from agents.objectives.means import average
+from agents.objectives.values import (
+    at_slots,
+    bootstrap,
+    double_value,
+    hinge,
+    huber,
+    levelled_q,
+    path_target,
+    soft_value,
+    value_bounds,
+)
+
+__all__ = [
+    "at_slots",
+    "average",
+    "backup_correction",
+    "bootstrap",
+    "concave_reward",
+    "double_value",
+    "forward_kl",
+    "hinge",
+    "huber",
+    "inverse_reward",
+    "inverse_soft_q",
+    "levelled_q",
+    "nucleus_nll",
+    "path_target",
+    "renormalise",
+    "set_cross_entropy",
+    "soft_value",
+    "value_bounds",
+]
