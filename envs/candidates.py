@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from envs.errors import InputError
 PAD_LOGP = -1e4  # finite: an infinite padding would poison learners that multiply by a mask
 WINDOWS = (16, 64, 256, 1024, 4096)  # how many of the most probable tokens are looked at, in turn
 BLOCK = 64  # tokens of a block of a wide vocabulary, of which the largest is found first
-ONE_PASS = 4  # rows up to which another pass costs more than a wider window
+FEW = 4  # rows on the CPU up to which a row costs NumPy less than torch's operations cost
 
 
 class Candidates(NamedTuple):
@@ -31,7 +33,7 @@ class Candidates(NamedTuple):
     @property
     def log_mass(self) -> Tensor:
         """log Z(s) = log Σ_{a ∈ A_p(s)} π_T(a|s), nats, (...,); −∞ for a row without a candidate."""
-        return torch.logsumexp(self.logp.masked_fill(~self.mask, -torch.inf), -1).clamp(max=0.0)
+        return self.logp.exp().sum(-1).log_().clamp_(max=0.0)  # exp(PAD_LOGP) is 0
 
     @property
     def lost_mass(self) -> Tensor:
@@ -65,7 +67,12 @@ def log_norm(logits: Tensor) -> Tensor:
     """
     rows = logits.reshape(-1, logits.shape[-1])
     few = 2**20 // rows.shape[1] + 1
-    if rows.device.type != "cpu" or len(rows) <= few:
+    if len(rows) <= FEW and rows.device.type == "cpu" and not rows.requires_grad:
+        scores = rows.float().numpy()
+        with np.errstate(invalid="ignore"):  # it makes the NaN that is refused below
+            most = scores.max(-1, keepdims=True)
+            found = torch.from_numpy(most[:, 0] + np.log(np.exp(scores - most).sum(-1)))
+    elif rows.device.type != "cpu" or len(rows) <= few:
         found = rows.float().logsumexp(-1)
     else:  # a few rows at a time stay in the processor's cache; a copy of all of them would not
         found = torch.cat([part.float().logsumexp(-1) for part in torch.split(rows, few)])
@@ -111,16 +118,19 @@ def top_p(logits: Tensor, p: float, max_candidates: int | None = None, *, log_no
     shape, vocabulary = logits.shape[:-1], logits.shape[-1]
     rows = logits.reshape(-1, vocabulary)
     norms = None if log_norm is None else log_norm.reshape(-1)
+    wanted = width_of(vocabulary, p, max_candidates)
     if p == 1.0:
         keep = torch.full((len(rows),), vocabulary, device=rows.device)
         values, ids = torch.sort(rows, dim=-1, descending=True, stable=True)
         logp = _normalised(values, norms)
+    elif len(rows) <= FEW and rows.device.type == "cpu":
+        logp, ids, keep = _few_nuclei(rows, norms, p, wanted)
     else:
-        logp, ids, keep = _nuclei(rows, norms, p, width_of(vocabulary, p, max_candidates))
+        logp, ids, keep = _nuclei(rows, norms, p, wanted)
     if norms is None and not bool((finite := torch.isfinite(logp[:, 0])).all()):
         row = int((~finite).nonzero()[0])
         raise InputError(f"row {row} of the log-probabilities holds NaN or is all -inf; normalise the logits first")
-    width = width_of(vocabulary, p, max_candidates) if max_candidates is not None or p == 1.0 else int(keep.max())
+    width = wanted if max_candidates is not None or p == 1.0 else int(keep.max())
     logp, ids = _fit(logp, width), _fit(ids, width)
     padding = torch.arange(width, device=logits.device) >= keep[:, None]  # (N, K)
     return Candidates(
@@ -140,8 +150,7 @@ def _nuclei(rows: Tensor, norms: Tensor | None, p: float, wanted: int) -> tuple[
     larger than `wanted`; the prefix is the set, or its first `wanted` tokens."""
     vocabulary = rows.shape[-1]
     blocks = _Blocks.of(rows)
-    first = 1 if len(rows) <= ONE_PASS else 0
-    windows = (*(size for size in WINDOWS[first:] if 2 * size < vocabulary), vocabulary)
+    windows = (*(size for size in WINDOWS if 2 * size < vocabulary), vocabulary)
     logp, ids, keep, settled = _look(rows, None, blocks, norms, p, wanted, windows[0])
     pending = None
     for window in windows[1:]:
@@ -153,6 +162,36 @@ def _nuclei(rows: Tensor, norms: Tensor | None, p: float, wanted: int) -> tuple[
         logp, ids = _fit(logp, values.shape[1]), _fit(ids, values.shape[1])
         logp[pending], ids[pending], keep[pending] = values, found, size
     return logp, ids, keep
+
+
+def _few_nuclei(rows: Tensor, norms: Tensor | None, p: float, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_nuclei`, of a few rows on the CPU, one by one."""
+    scores, log_z = rows.float().numpy(), np.zeros(len(rows), np.float32) if norms is None else norms.float().numpy()
+    sets = [_nucleus(row, norm, p, wanted) for row, norm in zip(scores, log_z, strict=True)]
+    width = max(len(ids) for ids, _, _ in sets)
+    logp, ids = np.full((len(sets), width), PAD_LOGP, np.float32), np.zeros((len(sets), width), np.int64)
+    for row, (chosen, their_logp, _) in enumerate(sets):
+        ids[row, : len(chosen)], logp[row, : len(chosen)] = chosen, their_logp
+    return torch.from_numpy(logp), torch.from_numpy(ids), torch.tensor([size for _, _, size in sets])
+
+
+def _nucleus(
+    scores: npt.NDArray[np.float32], norm: np.float32, p: float, wanted: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], int]:
+    """The most probable tokens of one row (V,) in order, at most `wanted`, their log-probabilities, and the size of the
+    set, or of a part of it larger than `wanted`; a window holds all that ties with its last one."""
+    if not np.isfinite(scores.max()):
+        return np.array([scores.argmax()]), scores[[scores.argmax()]], 1  # NaN, or all −∞, for the caller to see
+    for window in (*(size for size in WINDOWS[1:] if 2 * size < len(scores)), len(scores)):
+        least = np.partition(scores, -window)[-window]
+        ids = np.flatnonzero((scores >= least) & (scores > -np.inf))
+        ids = ids[np.argsort(-scores[ids], kind="stable")]
+        logp = scores[ids] - norm
+        short = int((np.exp(logp, dtype=np.float64).cumsum() < p).sum())
+        if short < len(ids) or len(ids) > wanted:
+            break
+    size = min(short + 1, len(ids))
+    return ids[:wanted][:size], logp[:wanted][:size], size
 
 
 def _look(

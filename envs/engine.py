@@ -56,7 +56,7 @@ class Cached:
         self.limit = context_limit_of(model)
         layers = model.config.get_text_config().num_hidden_layers
         self.cache = RowCache(rows, layers, self.device, self.limit)
-        self.lean = LeanStep(model) if way == "lean" else None
+        self.lean = LeanStep(model, rows) if way == "lean" else None
         self.prefills = Prefills(model, max(rows // AHEAD, LEAST_KEPT))
 
     def start(self, rows: Sequence[int], prompts: Sequence[Sequence[int]], ahead: Sequence[Sequence[int]]) -> Tensor:

@@ -46,13 +46,14 @@ class RowLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write one token (N, H, 1, D) behind each text; returns all columns in use, as views."""
-        self.reserve(self.owner.span, key_states, value_states)
+        span = self.owner.span
+        self.reserve(span, key_states, value_states)
         for buffer, states in ((self.keys, key_states), (self.values, value_states)):
             if self.owner.even:
-                buffer[:, :, self.owner.span - 1] = states[:, :, 0]
+                buffer.select(2, span - 1).copy_(states.select(2, 0))
             else:
-                buffer[self.owner.every, :, self.owner.positions] = states[:, :, 0]
-        return self.keys[:, :, : self.owner.span], self.values[:, :, : self.owner.span]
+                buffer[self.owner.every, :, self.owner.positions] = states.select(2, 0)
+        return self.keys.narrow(2, 0, span), self.values.narrow(2, 0, span)
 
     def reserve(self, columns: int, key_states: Tensor, value_states: Tensor) -> None:
         """Make room for that many columns; the buffers grow by doubling, up to the context."""

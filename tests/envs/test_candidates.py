@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.candidates import PAD_LOGP, log_norm, normalise, top_p
+from envs.candidates import PAD_LOGP, Candidates, log_norm, normalise, top_p
 from envs.errors import InputError
 
 
@@ -26,6 +26,12 @@ def plain_nucleus(logp: np.ndarray, p: float) -> list[int]:
         if p < 1.0 and mass >= p:
             break
     return chosen
+
+
+def assert_same_of_many(few: Candidates, many: Candidates) -> None:
+    """A few rows are looked at in another way than many; the sets are the same, bit for bit."""
+    for one, other in zip(few, many, strict=True):
+        assert torch.equal(one.repeat(3, *[1] * (one.dim() - 1)), other)
 
 
 @settings(max_examples=120, deadline=None)
@@ -47,6 +53,7 @@ def test_every_set_is_that_of_a_full_sort(seed: int, v: int, p: float, scale: fl
         logits[:, -1] = 0.0
     logp = normalise(torch.from_numpy(logits))
     found = top_p(logp, p)
+    assert_same_of_many(found, top_p(logp.repeat(3, 1), p))
     for row in range(3):
         expected = plain_nucleus(logp[row].numpy(), p)
         assert found.ids[row, found.mask[row]].tolist() == expected
@@ -76,6 +83,7 @@ def test_wide_vocabularies_and_bare_logits(
     logits[1, -1] = 60.0
     norm = log_norm(logits)
     found = top_p(logits, p, limit, log_norm=norm)
+    assert_same_of_many(found, top_p(logits.repeat(3, 1), p, limit, log_norm=norm.repeat(3)))
     logp = (logits - norm[:, None]).clamp(max=0.0).numpy()
     for row in range(3):
         order = np.lexsort((np.arange(v), -logits[row].numpy()))
