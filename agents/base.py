@@ -179,7 +179,7 @@ class Agent(ABC, Generic[C]):
         if "teacher_logits" in self.needs and batch.teacher_logp is None:
             raise InputError(f"{self.name} needs teacher_logits: attach the teacher's log-probabilities to the batch")
         gamma = getattr(self.config, "gamma", None)
-        if gamma is not None and not torch.allclose(batch.discounts, gamma * batch.alive):
+        if gamma is not None and not torch.allclose(batch.discounts, float(gamma) * batch.alive):
             raise InputError(
                 f"{self.name} learns with γ = {gamma}, the episodes have discounts up to "
                 f"{float(batch.discounts.max()):g}; build them with the same γ (Episodes.discounted)"

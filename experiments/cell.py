@@ -15,6 +15,8 @@ from agents.base import Agent
 from agents.loop import LoopAgent
 from agents.student import Student
 from envs.errors import InputError
+from envs.rewards import LogProb, TopPLogProb
+from experiments.arms import split_arm
 from experiments.config import RunConfig
 from experiments.workspace import Cell
 
@@ -22,21 +24,26 @@ from experiments.workspace import Cell
 def build_agent(
     config: RunConfig, cell: Cell, student: Student, settings: dict[str, Any]
 ) -> Agent[Any] | LoopAgent[Any]:
-    """The cell's agent; the run's γ, reward and batch size hold unless the agent's own settings say otherwise.
+    """The cell's agent, on the run's reward and batch size, and on its γ unless the arm has one of its own.
 
     An agent that owns its loop takes the run's γ; its batches are its own affair.
 
     Raises: InputError: an unknown agent or setting, an agent of episodes that learns from no teacher's, or a γ of its
         own.
     """
-    kind = learner_class(cell.agent)
+    name, own = split_arm(cell.agent)
+    kind = learner_class(name)
     shared: dict[str, Any] = {"gamma": config.gamma}
     if issubclass(kind, Agent):
         if kind.data == "student":
             raise InputError(f"{cell.agent} learns from the student's own walk only; this run gives teacher episodes")
         shared |= {"reward": config.reward, "batch_size": config.batch_size}
-    if clash := sorted(shared.keys() & settings.keys()):
-        raise InputError(f"{cell.agent}.{clash[0]} is the same for every agent of a run; set --{clash[0]}")
+    if clash := sorted(shared.keys() & settings.keys() - ({"gamma"} & own.keys())):
+        arm = f", or give an arm of its own: {name}@gamma={settings['gamma']}" if clash == ["gamma"] else ""
+        option = clash[0].replace("_", "-")
+        raise InputError(f"{name}.{clash[0]} is the same for every agent of a run; set --{option}{arm}")
+    if "gamma" in own and config.reward not in (LogProb.name, TopPLogProb.name):
+        raise InputError(f"{cell.agent}: reward {config.reward!r} depends on γ, which all arms share then; set --gamma")
     known = {field.name for field in fields(kind.Config)}
     options = kind.make_config(**{key: value for key, value in shared.items() if key in known} | settings)
     if issubclass(kind, LoopAgent):

@@ -21,8 +21,9 @@ from tqdm import tqdm
 from agents.errors import DivergedError
 from agents.student import SIZES
 from envs.errors import InputError
+from experiments.arms import agent_of, agent_settings
 from experiments.cell import build_agent, check_settings
-from experiments.config import CompareConfig, DistillConfig, RunConfig, agent_settings
+from experiments.config import CompareConfig, DistillConfig, RunConfig
 from experiments.evaluate import measure, parameters_of, speeds
 from experiments.report import Row, write_report
 from experiments.train import START, read_result, run_cell
@@ -85,7 +86,7 @@ def _run(space: Workspace, cells: list[Cell], jobs: int) -> list[Row]:
 
 
 def _check_settings(config: RunConfig, cells: list[Cell]) -> None:
-    agents = {cell.agent for cell in cells}
+    agents = {agent_of(cell.agent) for cell in cells}
     for item in config.agent_config:
         agent = item.partition("=")[0].rpartition(".")[0]
         if agent not in agents:

@@ -52,7 +52,7 @@ class RunConfig:
     batch_size: int = 16
     """Episodes an update."""
     agent_config: tuple[str, ...] = ()
-    """Settings of single agents, as in soft_q.lr=3e-4 or sb3:ppo.n_epochs=4."""
+    """Settings of single agents, in all their arms, as in soft_q.lr=3e-4 or sb3:ppo.n_epochs=4."""
     eval_prompts: int = 128
     """Held-out prompts of every measure."""
     eval_every: int = 100
@@ -86,7 +86,8 @@ class CompareConfig(RunConfig):
 
     agents: tuple[str, ...] = ("bc", "kd", "q_learning", "soft_q", "bellman_distill")
     """Agents by name, or as module:Class. sb3:… are Stable-Baselines3's, on the training prompts, for as many teacher
-    labels as the others get."""
+    labels as the others get. An agent stands for several arms with settings of their own behind an @:
+    soft_q soft_q@gamma=0 soft_q@shuffle=true,n=3."""
     seeds: int = 2
     """How many seeds, from 0 on; seed k has its own teacher episodes."""
     top_p: tuple[float, ...] = (0.9,)
@@ -175,34 +176,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def dump(config: Any) -> str:
     """A config as YAML; `from_mapping` reads it back to an equal one."""
     return yaml.safe_dump({key: _plain(value) for key, value in asdict(config).items()}, sort_keys=False)
-
-
-def agent_settings(config: RunConfig, agent: str) -> dict[str, Any]:
-    """What `agent_config` says about one agent.
-
-    Raises: InputError: an item that is not agent.setting=value.
-    """
-    found = {}
-    for item in config.agent_config:
-        place, equals, value = item.partition("=")
-        name, dot, setting = place.rpartition(".")
-        if not (equals and dot and name and setting):
-            raise InputError(f"agent setting {item!r} is not of the form agent.setting=value, as soft_q.lr=3e-4")
-        if name == agent:
-            found[setting] = _number(value)
-    return found
-
-
-def _number(text: str) -> Any:
-    """A YAML scalar; numbers like 3e-4, which YAML takes for text, are numbers here."""
-    try:
-        return float(text) if not text.lstrip("-").isdecimal() else int(text)
-    except ValueError:
-        pass
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"the value {text!r} of an agent setting is no YAML scalar; quote it") from error
 
 
 def _converted(hint: Any, value: Any, who: str) -> Any:

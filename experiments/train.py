@@ -21,9 +21,9 @@ from agents.base import Agent
 from agents.loop import LoopAgent
 from agents.replay import Replay
 from agents.student import Student
+from experiments.arms import agent_of, agent_settings
 from experiments.cell import build_agent, check_settings, last_checkpoint, new_checkpoint
 from experiments.collect import attach
-from experiments.config import agent_settings
 from experiments.evaluate import measure, remember_training_prompts
 from experiments.loop import LoopTrainer
 from experiments.workspace import Cell, Report, Workspace, full_disk_is_said, write
@@ -84,7 +84,7 @@ def read_result(space: Workspace, cell: Cell) -> dict[str, Any] | None:
 
 def trainer_of(cell: Cell) -> type[Trainer] | type[LoopTrainer]:
     """Who runs the cell's agent: the loop here, or the agent's own."""
-    return LoopTrainer if issubclass(learner_class(cell.agent), LoopAgent) else Trainer
+    return LoopTrainer if issubclass(learner_class(agent_of(cell.agent)), LoopAgent) else Trainer
 
 
 class Trainer:
@@ -94,7 +94,9 @@ class Trainer:
         self.space, self.cell, self.folder = space, cell, folder
         self.student = space.student(cell.seed)
         episodes = space.episodes(cell.seed, cell.top_p)
-        kind = agent_class(cell.agent)
+        if "gamma" in settings:
+            episodes = episodes.discounted(settings["gamma"])
+        kind = agent_class(agent_of(cell.agent))
         self.settings = settings
         if "min_mass" in {field.name for field in fields(kind.Config)} and "min_mass" not in settings:
             smallest = float(episodes.log_mass[episodes.states].min().exp())

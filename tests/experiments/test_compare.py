@@ -195,7 +195,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"threads": 0}, "threads = 0 is below 1"),
     ({"max_prompt_tokens": 1}, "has 2 tokens, the limit is 1"),
     ({"agent_config": ("soft_q.lrr=1",)}, "did you mean lr"),
-    ({"agent_config": ("soft_q.gamma=0.5",)}, "set --gamma"),
+    ({"agent_config": ("soft_q.gamma=0.5",)}, "an arm of its own: soft_q@gamma=0.5"),
+    ({"agents": ("soft_q@batch_size=2",)}, "set --batch-size"),
+    ({"agents": ("soft_q@gamma=0",), "reward": "induced_soft"}, "depends on γ"),
+    ({"agents": ("soft_q@gama=0",)}, "did you mean gamma"),
+    ({"agents": ("soft_q@gamma=2",)}, r"must lie in \[0, 1\]"),
+    ({"agents": ("soft_q@n",)}, "not of the form"),
     ({"agent_config": ("soft_q.lr=abc",)}, "lr is 'abc'; it must be float"),
     ({"agent_config": ("soft_q.n=2.5",)}, "n is 2.5; it must be int"),
     ({"agent_config": ("kd.lr=0.5",)}, "does not run"),
@@ -340,3 +345,14 @@ def test_kill_9_at_any_moment_changes_nothing(tmp_path: Path) -> None:
         for seed in (0, 1):
             assert same(whole.out / f"students/{agent}-seed{seed}", out / f"students/{agent}-seed{seed}")
     assert [row["agent"] for row in table_rows(out)] == [row["agent"] for row in table_rows(whole.out)]
+
+
+def test_one_agent_in_several_arms(tmp_path: Path) -> None:
+    arms = ("soft_q", "soft_q@gamma=0", "soft_q@gamma=0.0,n=2", "kd@on=set")
+    config = small(tmp_path, agents=arms, agent_config=("soft_q.lr=0.01",))
+    rows = [row for row in compare(config) if row.agent in arms]
+    assert [row.agent for row in rows] == list(arms)
+    # Over one step the value behind it is discounted to nothing: n changes nothing at γ = 0, γ does at n = 1.
+    whole, blind, blind_too, _ = (row.measures["forward_kl"] for row in rows)
+    assert whole != blind and blind == blind_too
+    assert (config.out / "students" / "soft_q@gamma=0-seed0" / "config.json").is_file()

@@ -11,13 +11,13 @@ import pytest
 
 from agents import agent_class
 from envs.errors import InputError
+from experiments.arms import agent_of, agent_settings, split_arm
 from experiments.config import (
     PRESETS,
     CompareConfig,
     DistillConfig,
     EvaluateConfig,
     GenerateConfig,
-    agent_settings,
     dump,
     from_mapping,
     read_yaml,
@@ -172,3 +172,20 @@ def test_every_preset_names_agents_and_settings_that_exist(preset: Path) -> None
     assert config.agents
     for name in config.agents:
         agent_class(name).make_config(**agent_settings(config, name))
+
+
+def test_an_arm_is_an_agent_and_what_sets_it_apart() -> None:
+    arm = "soft_q@gamma=0,gradient=residual,clamp=false"
+    assert agent_of(arm) == "soft_q" and agent_of("my.module:A@lr=1") == "my.module:A"
+    assert split_arm(arm) == ("soft_q", {"gamma": 0, "gradient": "residual", "clamp": False})
+    config = DistillConfig(agent_config=("soft_q.lr=1", "soft_q.n=2", "kd.lr=3"))
+    assert agent_settings(config, "soft_q@n=3") == {"lr": 1, "n": 3}
+    assert agent_settings(config, "soft_q") == {"lr": 1, "n": 2}
+
+
+@pytest.mark.parametrize(
+    "arm", ["soft_q@", "@n=1", "soft_q@n", "soft_q@n=", "soft_q@=1", "soft_q@n=1,,c=2", "a@n=1,n=2"]
+)
+def test_a_broken_arm_is_refused(arm: str) -> None:
+    with pytest.raises(InputError, match=f"arm {arm!r}"):
+        split_arm(arm)
