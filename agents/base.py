@@ -50,6 +50,9 @@ class Config:
     batch_size: int = 32
     """Episodes per update."""
 
+    SEARCH: ClassVar[Mapping[str, tuple[Any, ...]]] = {"lr": (1e-4, 3e-4, 2e-3, 5e-3)}
+    """What a search tries: name -> values beside the default; an agent adds its own."""
+
     def __post_init__(self) -> None:
         require(self, "lr", self.lr > 0, "must be positive")
         require(self, "weight_decay", self.weight_decay >= 0, "must not be negative")

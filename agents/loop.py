@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
@@ -28,6 +28,9 @@ class LoopConfig:
     have tokens, so that every arm pays for as many labels."""
     num_envs: int = 32
     """Episodes walked side by side."""
+
+    SEARCH: ClassVar[Mapping[str, tuple[Any, ...]]] = {"lr": (1e-5, 3e-5, 3e-4, 1e-3)}
+    """What a search tries: name -> values beside the default; an agent adds its own."""
 
     def __post_init__(self) -> None:
         require(self, "lr", self.lr > 0, "must be positive")

@@ -67,7 +67,7 @@ def _guarded(command: str, words: list[str]) -> int:
     from agents.errors import DivergedError
     from agents.errors import InputError as AgentInputError
     from envs.errors import InputError
-    from experiments.compare import FailedCells
+    from experiments.jobs import FailedCells
 
     try:
         COMMAND_OF[command](words)
@@ -138,19 +138,24 @@ def _print_figures(figures: dict[str, float]) -> None:
 
 def _runs(kind_name: str, command: str) -> Callable[[list[str]], None]:
     def run(words: list[str]) -> None:
-        from experiments import compare, config, report
+        from experiments import compare, config, jobs, paired, report
 
         settings = _parse(getattr(config, kind_name), command, words)
         failed = None
         try:
             rows = getattr(compare, command)(settings)
-        except compare.FailedCells as error:
+        except jobs.FailedCells as error:
             rows, failed = error.rows, error
         if rows:
             print(report.tables(rows))
+            reference = getattr(settings, "reference", "") or settings.agents[0] if command == "compare" else ""
+            if differences := paired.table(rows, reference):
+                print(f"\npaired by seed, against {reference}; * excludes 0 at 95 %\n{differences}")
             print(f"\nmeans over seeds ± half of a 95 % interval; students, figures and results.csv: {settings.out}")
             print(compare.tensorboard_line(settings.out))
-            _write_json(settings.json, report.figures_json(rows))
+            found = report.figures_json(rows)
+            found["figures"] += paired.figures(rows, reference)
+            _write_json(settings.json, found)
         if failed:
             raise failed
 

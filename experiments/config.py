@@ -28,6 +28,11 @@ class RunConfig:
     """"embedded", "table:NAME", a directory, or a hub id."""
     student: str = WARM_START_NAME
     """Where students start: "warm-start", a directory, a hub id, or a size name (tiny, small, …)."""
+    warm_start: str = ""
+    """Have the student of each seed trained by this agent, as kd, until it stops improving on the validation prompts,
+    before any arm begins; none: begin with the student as it is."""
+    warm_start_rounds: int = 8
+    """Most rounds of `updates` updates of a warm-up."""
     prompts: Path | None = None
     """A .jsonl or text file, split 80/10/10 by hash; none: the embedded corpus."""
     skip_bad: bool = False
@@ -92,6 +97,12 @@ class CompareConfig(RunConfig):
     """How many seeds, from 0 on; seed k has its own teacher episodes."""
     top_p: tuple[float, ...] = (0.9,)
     """One or several masses of the candidate sets, each in (0, 1]."""
+    trials: int = 0
+    """Settings to try for each arm on the validation prompts, with a seed of its own, the given ones first; 0: none."""
+    select: str = "forward_kl"
+    """The validation measure that a search goes by: forward_kl and leak the lower the better, others the higher."""
+    reference: str = ""
+    """The arm that the others are compared with, paired by seed; none: the first."""
     jobs: int = 1
     """Worker processes."""
     out: Path = Path("runs/compare")

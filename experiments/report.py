@@ -57,10 +57,10 @@ class Row:
     curve: list[dict[str, float]]  # on the validation prompts, by updates
 
 
-def write_report(space: Workspace, rows: Sequence[Row]) -> None:
-    """`results.csv`, `results.md` and the figures, whole or not at all."""
+def write_report(space: Workspace, rows: Sequence[Row], notes: Sequence[str] = ()) -> None:
+    """`results.csv`, `results.md` (the tables, then the notes) and the figures, whole or not at all."""
     write(space.out / "results.csv", results_csv(rows))
-    write(space.out / "results.md", tables(rows, markdown=True) + "\n")
+    write(space.out / "results.md", "\n\n".join([tables(rows, markdown=True), *notes]) + "\n")
     (space.out / "figures").mkdir(exist_ok=True)
     draw_curves(rows, space.out / "figures" / "learning_curves.png")
     draw_masses(rows, space.out / "figures" / "quality_by_top_p.png")
@@ -106,6 +106,11 @@ def _table(rows: Sequence[Row], columns: dict[str, str], markdown: bool) -> str:
     for (agent, top_p), own in groups(rows).items():
         values = [(name, [row.measures[name] for row in own if name in row.measures]) for name in columns]
         lines.append([agent, f"{top_p:g}", str(len(own)), *(_cell(name, found) for name, found in values)])
+    return aligned(lines, markdown)
+
+
+def aligned(lines: Sequence[Sequence[str]], markdown: bool) -> str:
+    """Lines of cells as a table, the first column left-aligned, the others right-aligned; the first line heads it."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
     if markdown:

@@ -21,7 +21,7 @@ from agents.base import Agent
 from agents.loop import LoopAgent
 from agents.replay import Replay
 from agents.student import Student
-from experiments.arms import agent_of, agent_settings
+from experiments.arms import agent_of
 from experiments.cell import build_agent, check_settings, last_checkpoint, new_checkpoint
 from experiments.collect import attach
 from experiments.evaluate import measure, remember_training_prompts
@@ -47,7 +47,7 @@ def run_cell(space: Workspace, cell: Cell, report: Report = lambda text, updates
 
 def _run_cell(space: Workspace, cell: Cell, report: Report) -> dict[str, Any]:
     folder = space.out / "cells" / cell.name
-    settings = agent_settings(space.config, cell.agent)
+    settings = space.settings(cell.agent, None if cell.role else cell.top_p)
     if (finished := read_result(space, cell)) is not None:
         check_settings(folder, finished["settings"], settings)
         report("", finished["updates"])
@@ -58,8 +58,10 @@ def _run_cell(space: Workspace, cell: Cell, report: Report) -> dict[str, Any]:
         trainer = trainer_of(cell)(space, cell, settings, folder)
         training = trainer.run(report)
         student = trainer.student
-    report("measuring on the test prompts", 0)
-    measures = measure(student.model, space.exam("test"), space.teacher, space.rule(cell.top_p))
+    measures = {}
+    if not cell.role:
+        report("measuring on the test prompts", 0)
+        measures = measure(student.model, space.exam("test"), space.teacher, space.rule(cell.top_p))
     result = {
         "agent": cell.agent,
         "seed": cell.seed,
@@ -69,7 +71,7 @@ def _run_cell(space: Workspace, cell: Cell, report: Report) -> dict[str, Any]:
         **training,
         "measures": measures,
     }
-    if cell.agent != START:
+    if cell.agent != START and not cell.role:
         _save_student(space, cell, student, result)
     write(folder / RESULT, json.dumps(result, indent=1))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -90,9 +92,11 @@ def trainer_of(cell: Cell) -> type[Trainer] | type[LoopTrainer]:
 class Trainer:
     """The loop of one cell, and its state on disk."""
 
-    def __init__(self, space: Workspace, cell: Cell, settings: dict[str, Any], folder: Path) -> None:
+    def __init__(
+        self, space: Workspace, cell: Cell, settings: dict[str, Any], folder: Path, student: Student | None = None
+    ) -> None:
         self.space, self.cell, self.folder = space, cell, folder
-        self.student = space.student(cell.seed)
+        self.student = student or space.student(cell.seed)
         episodes = space.episodes(cell.seed, cell.top_p)
         if "gamma" in settings:
             episodes = episodes.discounted(settings["gamma"])

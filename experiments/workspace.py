@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import yaml
 from safetensors import SafetensorError
@@ -35,6 +36,7 @@ from envs.rewards import Sqil, make_reward
 from envs.sequences import context_limit_of
 from envs.teachers import WARM_START, Teacher, load_teacher
 from envs.vector_env import TopPTokenVectorEnv
+from experiments.arms import agent_settings
 from experiments.collect import collect
 from experiments.config import WARM_START_NAME, RunConfig, dump, read_yaml
 from experiments.evaluate import Exam, Rule, refuse_training_prompts, set_exam
@@ -42,6 +44,7 @@ from experiments.evaluate import Exam, Rule, refuse_training_prompts, set_exam
 Report = Callable[[str, int], None]  # (what is going on, updates done since the last call)
 CONFIG = "config.yaml"
 COLLECT_ROWS = 64
+COUNTS = ("max_new_tokens", "episodes", "updates", "batch_size", "eval_prompts", "eval_every", "warm_start_rounds")
 FREE = {"checkpoint_seconds", "threads", "json", "out", "jobs", "agents", "seeds", "agent", "seed", "agent_config"}
 """Settings that may change between two runs in one folder: which cells there are, and what each cell checks itself."""
 
@@ -53,11 +56,14 @@ class Cell:
     agent: str
     seed: int
     top_p: float
+    role: str = ""
+    """"trial" of a search, or a round of a warm-up; empty: an arm that is measured on the test prompts."""
 
     @property
     def name(self) -> str:
         """Name of the cell's folders; `module:Class` becomes module.Class."""
-        return f"{self.agent.replace(':', '.')}-p{self.top_p:g}-seed{self.seed}"
+        name = f"{self.agent.replace(':', '.')}-p{self.top_p:g}-seed{self.seed}"
+        return f"{self.role}-{name}" if self.role else name
 
 
 class Workspace:
@@ -74,18 +80,26 @@ class Workspace:
         self.masses: tuple[float, ...] = given if isinstance(given, tuple) else (given,)
         _check(config, self.masses)
 
-    def open(self) -> None:
-        """Create the folder with its config.yaml, or see that it holds this very run.
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Within, the folder is this run's alone: it is created with its config.yaml, or seen to hold this very run.
 
         Raises: InputError: it holds another run, other inputs or something else, or another command runs in it.
         """
         _check_folder(self.config, self.out)
         self.out.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.out / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another command is running in {self.out}; wait for it, or give another --out") from None
+        with (self.out / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"another command is running in {self.out}; wait for it, or give another --out"
+                ) from None
+            self._check_inputs()
+            write(self.out / CONFIG, dump(self.config))
+            yield
+
+    def _check_inputs(self) -> None:
         inputs, record = self._inputs(), self.out / "shared" / "inputs.json"
         if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != inputs:
             raise InputError(
@@ -93,7 +107,6 @@ class Workspace:
                 "holds would not compare: give another --out"
             )
         write(record, json.dumps(inputs))
-        write(self.out / CONFIG, dump(self.config))
 
     def _inputs(self) -> dict[str, str]:
         """Digests of what a run reads: prompts with what is known about them, and the files of local models."""
@@ -145,7 +158,34 @@ class Workspace:
         return Rule(top_p, self.config.max_candidates, self.config.max_new_tokens)
 
     def student(self, seed: int) -> Student:
-        """A student as every arm of this seed begins.
+        """A student as every arm of this seed begins; with a warm-up, which must be over, the one that it kept."""
+        if self.config.warm_start:
+            record = self.warm_start_record(seed)
+            if kept := json.loads(record.read_text(encoding="utf-8"))["kept"]:
+                student = Student.load(record.parent / kept)
+                student.tokenizer = student.tokenizer or getattr(self.teacher, "tokenizer", None)
+                return student
+        return self.seedling(seed)
+
+    def warm_start_record(self, seed: int) -> Path:
+        """What the warm-up of a seed says when it is over; its students lie beside it."""
+        return self.out / "shared" / f"warm-start-seed{seed}" / "record.json"
+
+    @property
+    def tuned_file(self) -> Path:
+        """What a search found, by arm and top_p."""
+        return self.out / "shared" / "tuned.json"
+
+    def settings(self, arm: str, top_p: float | None = None) -> dict[str, Any]:
+        """Settings of an arm: what the run and the arm say; with `top_p`, what a search found there too."""
+        given, file = agent_settings(self.config, arm), self.tuned_file
+        if top_p is None or not getattr(self.config, "trials", 0) or not file.is_file():
+            return given
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")).get(f"{arm} {top_p:g}", {})
+        return given | found
+
+    def seedling(self, seed: int) -> Student:
+        """The student of this seed before any warm-up.
 
         Raises: InputError: no such student, or one with other tokens than the teacher's.
         """
@@ -189,7 +229,7 @@ class Workspace:
     def episodes(self, seed: int, top_p: float) -> Episodes:
         """The teacher episodes that every arm of a seed learns from, drawn once for all."""
         path = self.out / "shared" / f"episodes-p{top_p:g}-seed{seed}.safetensors"
-        with self._once(path) as missing:
+        with self.once(path) as missing:
             if missing:
                 config = self.config
                 env = TopPTokenVectorEnv(
@@ -209,7 +249,7 @@ class Workspace:
         """The teacher's answers to the prompts of a held-out split, given once for all."""
         path = self.out / "shared" / f"exam-{split}.json"
         prompts = getattr(self.splits, split)
-        with self._once(path) as missing:
+        with self.once(path) as missing:
             if missing:
                 exam = set_exam(self.teacher, prompts, self.rule(self.masses[0]))
                 answers = {"ids": exam.ids, "samples": exam.samples, "greedy": exam.greedy}
@@ -217,7 +257,7 @@ class Workspace:
         return Exam(prompts, **json.loads(path.read_text(encoding="utf-8")))
 
     @contextmanager
-    def _once(self, path: Path) -> Iterator[bool]:
+    def once(self, path: Path) -> Iterator[bool]:
         """Whether a shared file has yet to be made; other processes wait meanwhile, unless this one dies."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".lock").open("w") as lock:
@@ -266,10 +306,12 @@ def _check(config: RunConfig, masses: Sequence[float]) -> None:
         raise InputError(f"reward {config.reward!r} tells the student's steps from the teacher's, who walks alone here")
     if not masses or len(set(masses)) < len(masses):
         raise InputError(f"top_p = {list(masses)} must name one mass or several different ones")
-    for name in ("max_new_tokens", "episodes", "updates", "batch_size", "eval_prompts", "eval_every", "seeds", "jobs"):
+    for name in (*COUNTS, "seeds", "jobs"):
         value = getattr(config, name, 1)
         if value < 1:
             raise InputError(f"{name} = {value} is below 1")
+    if (trials := getattr(config, "trials", 0)) < 0:
+        raise InputError(f"trials = {trials} is below 0; 0 searches nothing")
     for name in ("threads", "max_prompt_tokens"):
         value = getattr(config, name)
         if value is not None and value < 1:

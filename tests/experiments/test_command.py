@@ -83,9 +83,9 @@ def test_failures_and_stops_are_exit_code_1(
 
         return run
 
-    from experiments import compare
+    from experiments import compare, jobs
 
-    cases = [(KeyboardInterrupt(), "goes on where it stopped"), (compare.FailedCells("bc: no"), "bc: no")]
+    cases = [(KeyboardInterrupt(), "goes on where it stopped"), (jobs.FailedCells("bc: no"), "bc: no")]
     for error, says in cases:
         monkeypatch.setattr(compare, "compare", raising(error))
         assert main(["compare", "--out", str(tmp_path / "run")]) == 1

@@ -25,9 +25,10 @@ from agents.soft_q import SoftQ
 from envs.errors import InputError
 from envs.prompts import prompt_hash
 from experiments import train
-from experiments.compare import FailedCells, compare, distill
+from experiments.compare import compare, distill
 from experiments.config import CompareConfig, DistillConfig, dump, from_mapping, read_yaml
 from experiments.evaluate import TRAINED_ON, refuse_training_prompts
+from experiments.jobs import FailedCells
 from experiments.train import Trainer
 from experiments.workspace import Workspace
 from tests.envs.models import save_tiny
@@ -255,10 +256,11 @@ def stop_after_training(*args: Any, quick: bool = False) -> dict[str, float]:
 
 def test_one_command_at_a_time_runs_in_a_folder(tmp_path: Path) -> None:
     config = small(tmp_path)
-    first = Workspace(config)
-    first.open()
-    with pytest.raises(InputError, match="another command is running"):
-        Workspace(config).open()
+    second = Workspace(config)
+    with Workspace(config).opened(), pytest.raises(InputError, match="another command is running"), second.opened():
+        raise AssertionError
+    with second.opened():
+        pass
 
 
 def test_a_student_that_cannot_see_the_whole_text_is_refused(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from envs.exact import solve
 from envs.sb3 import TopPVecEnv
 from envs.table_teacher import toy
 from experiments.__main__ import main
-from experiments.compare import FailedCells, compare
+from experiments.compare import compare
+from experiments.jobs import FailedCells
 from experiments.loop import LoopTrainer
 from experiments.workspace import Workspace
 from tests.agents.table_data import candidates

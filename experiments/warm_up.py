@@ -1,0 +1,66 @@
+"""Where the arms of a seed begin, if that is a student trained until it stops improving on the validation prompts.
+
+Rounds of the run's number of updates, each with a learning rate that falls to 0; the last round that brought the
+forward KL down by at least 1 % is kept. A stopped warm-up goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+from agents.student import Student
+from envs.errors import InputError
+from experiments.train import RESULT, Trainer, trainer_of
+from experiments.workspace import Cell, Report, Workspace, write
+
+GAIN = 0.01  # share of the validation KL that a round must take off
+MEASURE = "forward_kl"
+
+
+def check(space: Workspace) -> None:
+    """Raises: InputError: the agent of the warm-up owns its loop."""
+    cell = Cell(space.config.warm_start, 0, space.masses[0])
+    if space.config.warm_start and trainer_of(cell) is not Trainer:
+        raise InputError(f"--warm-start {cell.agent} walks by itself; take an agent that learns from episodes, as kd")
+
+
+def warm_up(space: Workspace, seed: int, report: Report) -> None:
+    """See that the student of this seed is warm; other processes wait meanwhile."""
+    record = space.warm_start_record(seed)
+    with space.once(record) as missing:
+        if missing:
+            write(record, json.dumps(_rounds(space, seed, report), indent=1))
+
+
+def _rounds(space: Workspace, seed: int, report: Report) -> dict[str, Any]:
+    config, folder = space.config, space.warm_start_record(seed).parent
+    student, best, values = space.seedling(seed), "", list[float]()
+    updates = seconds = 0.0
+    for number in range(config.warm_start_rounds):
+        result = _round(space, seed, number, student, report)
+        updates, seconds = updates + result["updates"], seconds + result["seconds"]
+        values = values or [result["curve"][0][MEASURE]]
+        reached = result["curve"][-1][MEASURE]
+        if reached > (1 - GAIN) * values[-1]:
+            break
+        values.append(reached)
+        best = f"round-{number}"
+        student = Student.load(folder / best)
+    return {"kept": best, "updates": updates, "seconds": seconds, MEASURE: values}
+
+
+def _round(space: Workspace, seed: int, number: int, student: Student, report: Report) -> dict[str, Any]:
+    """Train the student for one round and save it, or read back what an earlier command has trained."""
+    place = space.warm_start_record(seed).parent / f"round-{number}"
+    if (place / RESULT).is_file():
+        found: dict[str, Any] = json.loads((place / RESULT).read_text(encoding="utf-8"))
+        return found
+    cell = Cell(space.config.warm_start, seed, space.masses[0], f"warm{number}")
+    trainer = Trainer(space, cell, space.settings(cell.agent), place, student)
+    result = trainer.run(lambda text, done: report(f"warming up, round {number + 1}: {text}", 0))
+    trainer.student.save(place)
+    write(place / RESULT, json.dumps(result))
+    shutil.rmtree(place / "checkpoints", ignore_errors=True)
+    return result

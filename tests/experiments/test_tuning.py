@@ -1,0 +1,153 @@
+"""Searches on the validation prompts, and warm-ups: what is tried, what is chosen, what is left alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agents.errors import InputError as AgentInputError
+from envs.errors import InputError
+from experiments import evaluate, train, warm_up
+from experiments.arms import split_arm
+from experiments.compare import compare
+from experiments.jobs import FailedCells
+from experiments.tuning import SEED, arm_of, trials_of
+from experiments.workspace import Workspace
+from tests.experiments.runs import small
+
+
+def test_trials_begin_with_the_arm_and_are_the_same_for_twins() -> None:
+    whole, twin = trials_of("soft_q", 4), trials_of("soft_q@gamma=0", 4)
+    assert whole[0] == "soft_q" and twin[0] == "soft_q@gamma=0" and len(set(whole)) == 4
+    drawn = [split_arm(arm)[1] for arm in whole[1:]]
+    assert [split_arm(arm)[1] for arm in twin[1:]] == [{"gamma": 0, **point} for point in drawn]
+    assert all("lr" not in split_arm(arm)[1] or split_arm(arm)[1]["lr"] == 0.5 for arm in trials_of("kd@lr=0.5", 1))
+    assert split_arm(arm_of("a", {"x": 1e-05, "on": "set", "flag": False}))[1] == {
+        "x": 1e-05,
+        "on": "set",
+        "flag": False,
+    }
+    with pytest.raises(InputError, match="points to try beside itself"):
+        trials_of("bc", 50)
+
+
+def result_of(out: Path, cell: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "cells" / cell / "result.json").read_text())
+    return found
+
+
+def test_a_search_chooses_by_validation_and_leaves_the_test_prompts_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(tmp_path, agents=("bc", "kd@on=set"), trials=3)
+    tested: list[int] = []
+    exam = Workspace.exam
+
+    def watched(space: Workspace, split: str) -> Any:
+
+        if split == "test":
+            tested.append(len(list((space.out / "cells").glob("trial-*/result.json"))))
+        return exam(space, split)
+
+    monkeypatch.setattr(Workspace, "exam", watched)
+    rows = compare(config)
+    assert tested and min(tested) == 6  # every trial had ended before the test prompts were looked at
+    chosen = json.loads((config.out / "shared" / "tuned.json").read_text())
+    assert set(chosen) == {"bc 0.9", "kd@on=set 0.9"}
+    for arm in config.agents:
+        scores = {}
+        for trial in trials_of(arm, 3):
+            curve = result_of(config.out, f"trial-{trial}-p0.9-seed{SEED}")["curve"]
+            scores[trial] = curve[-1]["forward_kl"]
+        best = min(scores, key=lambda trial: scores[trial])
+        assert result_of(config.out, f"{arm}-p0.9-seed0")["settings"] == {**split_arm(arm)[1], **split_arm(best)[1]}
+    assert [row.agent for row in rows] == ["teacher", "start", *config.agents]
+    assert "chosen |" in (config.out / "results.md").read_text()
+    before = {path: path.stat().st_mtime_ns for path in (config.out / "cells").rglob("result.json")}
+    compare(config)
+    assert before == {path: path.stat().st_mtime_ns for path in (config.out / "cells").rglob("result.json")}
+
+
+def test_a_search_by_a_measure_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--select task_score is no validation measure here; there are .*forward_kl"):
+        compare(small(tmp_path, agents=("bc",), trials=2, select="task_score"))
+
+
+def test_a_search_whose_every_trial_fails_says_so(tmp_path: Path) -> None:
+    config = small(tmp_path, agents=("bc@lr=1e30",), trials=1)
+    with pytest.raises(FailedCells, match="every trial of bc@lr=1e30 failed"):
+        compare(config)
+
+
+def test_arms_begin_with_the_student_that_a_warm_up_kept(tmp_path: Path) -> None:
+    config = small(tmp_path, agents=("bc",), seeds=2, warm_start="kd", warm_start_rounds=2, jobs=1)
+    rows = compare(config)
+    starts = [row.measures["forward_kl"] for row in rows if row.agent == "start"]
+    assert len(starts) == 2 and starts[0] != starts[1]
+    space = Workspace(config)
+    for seed in range(2):
+        record = json.loads(space.warm_start_record(seed).read_text())
+        assert record["kept"] == "round-1" and record["updates"] == 2 * config.updates
+        assert record["forward_kl"] == sorted(record["forward_kl"], reverse=True) and len(record["forward_kl"]) == 3
+        cold, warm = (dict(own.model.named_parameters()) for own in (space.seedling(seed), space.student(seed)))
+        assert any(not torch.equal(value, cold[name]) for name, value in warm.items())
+        first = [row.curve[0]["forward_kl"] for row in rows if row.agent == "bc" and row.seed == seed]
+        assert first == pytest.approx([record["forward_kl"][-1]])
+
+
+def test_a_warm_up_that_brings_nothing_keeps_the_student_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm_up, "GAIN", 1.0)
+    config = small(tmp_path, agents=("bc",), warm_start="kd")
+    compare(config)
+    space = Workspace(config)
+    record = json.loads(space.warm_start_record(0).read_text())
+    assert record["kept"] == "" and record["updates"] == config.updates
+    cold, warm = space.seedling(0).state_dict(), space.student(0).state_dict()
+    assert all(torch.equal(value, cold[name]) for name, value in warm.items())
+
+
+def test_a_stopped_warm_up_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = small(tmp_path, agents=("bc",), warm_start="kd", warm_start_rounds=3)
+    compare(whole)
+    stopped = replace(whole, out=tmp_path / "again")
+    calls, measure = [0], evaluate.measure
+
+    def stops(*given: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 5:  # in the second round
+            raise KeyboardInterrupt
+        return measure(*given, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "measure", stops)
+        with pytest.raises(KeyboardInterrupt):
+            compare(stopped)
+    compare(stopped)
+    one, other = (Workspace(config).student(0).state_dict() for config in (whole, stopped))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"warm_start": "kdd"}, "did you mean kd"),
+        ({"warm_start": "sb3:ppo"}, "walks by itself"),
+        ({"warm_start_rounds": 0}, "warm_start_rounds = 0 is below 1"),
+        ({"trials": -1}, "trials = -1"),
+        ({"trials": 99}, "lower it"),
+        ({"reference": "kd"}, "none of the agents"),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_named(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    config = small(tmp_path, **changes)
+    with pytest.raises((InputError, AgentInputError), match=says):
+        compare(config)
+    assert not config.out.exists()
