@@ -9,6 +9,7 @@ from __future__ import annotations
 from agents.objectives.imitation import backup_correction, forward_kl, nucleus_nll, renormalise, set_cross_entropy
 from agents.objectives.inverse import concave_reward, inverse_reward, inverse_soft_q
 from agents.objectives.means import average
+from agents.objectives.returns import lambda_returns
 from agents.objectives.values import (
     at_slots,
     bootstrap,
@@ -33,6 +34,7 @@ __all__ = [
     "huber",
     "inverse_reward",
     "inverse_soft_q",
+    "lambda_returns",
     "levelled_q",
     "nucleus_nll",
     "path_target",
