@@ -178,9 +178,17 @@ class Agent(ABC, Generic[C]):
         return {name: float(value) for name, value in figures.items()} | {"lr": rate}
 
     def check(self, batch: Episodes) -> None:
-        """Raise an InputError unless the batch has what this agent needs and was built with its γ."""
+        """Raise an InputError unless the batch has what this agent needs, was built with its γ and is fresh enough."""
         if "teacher_logits" in self.needs and batch.teacher_logp is None:
             raise InputError(f"{self.name} needs teacher_logits: attach the teacher's log-probabilities to the batch")
+        walks, own = self.walks, ~batch.from_teacher
+        if self.data == "student" and walks is not None and bool(own.any()) and batch.version is not None:
+            oldest = int(batch.version[own].min())
+            if self.updates - oldest >= walks.max_age:
+                raise InputError(
+                    f"{self.name} is on-policy: episodes that the student drew at update {oldest} are stale at update "
+                    f"{self.updates}, {walks.max_age} updates is the most (walk_every · walk_keep); draw new ones"
+                )
         gamma = getattr(self.config, "gamma", None)
         if gamma is not None and not torch.allclose(batch.discounts, float(gamma) * batch.alive):
             raise InputError(

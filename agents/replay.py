@@ -21,14 +21,15 @@ class Replay:
     Args:
         capacity: episodes, at least 1.
         seed:     of the shuffling.
-        spill:    directory for the portions, one file each, read row by row; None keeps them in memory.
+        spill:    directory for portions, one file each, read row by row; None keeps all in memory.
+        memory:   bytes of portions that are kept in memory before any is spilled.
     Raises: InputError: capacity < 1, or a batch asked of an empty replay.
     """
 
-    def __init__(self, capacity: int, seed: int = 0, spill: str | Path | None = None) -> None:
+    def __init__(self, capacity: int, seed: int = 0, spill: str | Path | None = None, memory: int = 0) -> None:
         if capacity < 1:
             raise InputError(f"replay capacity is {capacity}; it must be at least 1")
-        self.capacity = capacity
+        self.capacity, self.memory = capacity, memory
         self.spill = Path(spill) if spill is not None else None
         self._portions: deque[tuple[int, Episodes | Path]] = deque()
         self._added = 0
@@ -41,7 +42,7 @@ class Replay:
     def add(self, episodes: Episodes) -> None:
         """Take a portion in, and let the oldest portions go that the capacity no longer needs."""
         held: Episodes | Path = episodes
-        if self.spill is not None:
+        if self.spill is not None and sum(map(_bytes, self.portions())) + _bytes(episodes) > self.memory:
             held = self.spill / f"portion-{self._added:06d}.safetensors"
             episodes.save(held)
         self._portions.append((len(episodes), held))
@@ -51,6 +52,10 @@ class Replay:
             _, gone = self._portions.popleft()
             if isinstance(gone, Path):
                 gone.unlink(missing_ok=True)
+
+    def portions(self) -> list[Episodes | Path]:
+        """What is held, oldest first: episodes in memory, or the files they were spilled to."""
+        return [held for _, held in self._portions]
 
     def sample(self, batch: int) -> Episodes:
         """The next `batch` episodes of the pass (a new one begins where the old one ends)."""
@@ -84,3 +89,10 @@ class Replay:
             )
         self._pass = list(state["pass"])
         self._generator.set_state(state["generator"])
+
+
+def _bytes(held: Episodes | Path) -> int:
+    """Memory that a portion takes; none for a spilled one."""
+    if isinstance(held, Path):
+        return 0
+    return sum(value.numel() * value.element_size() for value in held.fields().values())

@@ -1,6 +1,8 @@
-"""The observation space of a row, which all faces of the environment share."""
+"""The observation space of a row, which all faces of the environment share, and a row of what N rows say."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -19,3 +21,9 @@ def observation_space(vocabulary: int, slots: int, width: int) -> spaces.Dict:
             "mask": spaces.MultiBinary(slots),
         }
     )
+
+
+def row_of(infos: dict[str, Any], row: int) -> dict[str, Any]:
+    """What a single environment's info holds for this row: numbers and flags as plain Python ones, arrays as arrays."""
+    values = {key: value[row] for key, value in infos.items() if not key.startswith("_")}
+    return {key: value if isinstance(value, np.ndarray) else value.item() for key, value in values.items()}

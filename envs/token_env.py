@@ -12,7 +12,8 @@ from gymnasium.vector import AutoresetMode
 
 from envs import checks
 from envs.errors import InputError
-from envs.vector_env import Array, TopPTokenVectorEnv, row_of
+from envs.spaces import row_of
+from envs.vector_env import Array, TopPTokenVectorEnv
 
 Stepped = tuple[dict[str, Any], float, bool, bool, dict[str, Any]]
 

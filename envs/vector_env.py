@@ -22,7 +22,7 @@ from envs.errors import InputError
 from envs.prompts import Prompt
 from envs.rendering import render_state
 from envs.rewards import Reward, Step, make_reward
-from envs.spaces import observation_space
+from envs.spaces import observation_space, row_of
 from envs.teachers import Teacher, load_teacher
 from envs.walk import Expectant, scores_of
 
@@ -164,6 +164,12 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         """log π_T(·|s) of the current states, (N, V) float32, nats; unspecified for rows that ended."""
         checks.check_open(self.closed)
         return self._walk.log_probs
+
+    @property
+    def scores(self) -> tuple[Tensor, Tensor]:
+        """The same without writing it out: logits (N, V), on the teacher's device, and their log Σ exp (N,)."""
+        checks.check_open(self.closed)
+        return scores_of(self._walk)
 
     @property
     def candidates(self) -> Candidates:
@@ -390,9 +396,3 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         """Let go of the teacher's cache; what is called afterwards says that the environment is closed."""
         self._candidates = None
         del self._walk
-
-
-def row_of(infos: dict[str, Any], row: int) -> dict[str, Any]:
-    """What a single environment's info holds for this row: numbers and flags as plain Python ones, arrays as arrays."""
-    values = {key: value[row] for key, value in infos.items() if not key.startswith("_")}
-    return {key: value if isinstance(value, np.ndarray) else value.item() for key, value in values.items()}

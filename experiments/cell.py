@@ -28,15 +28,12 @@ def build_agent(
 
     An agent that owns its loop takes the run's γ; its batches are its own affair.
 
-    Raises: InputError: an unknown agent or setting, an agent of episodes that learns from no teacher's, or a γ of its
-        own.
+    Raises: InputError: an unknown agent or setting, or one that all agents of a run share.
     """
     name, own = split_arm(cell.agent)
     kind = learner_class(name)
     shared: dict[str, Any] = {"gamma": config.gamma}
     if issubclass(kind, Agent):
-        if kind.data == "student":
-            raise InputError(f"{cell.agent} learns from the student's own walk only; this run gives teacher episodes")
         shared |= {"reward": config.reward, "batch_size": config.batch_size}
     if clash := sorted(shared.keys() & settings.keys() - ({"gamma"} & own.keys())):
         arm = f", or give an arm of its own: {name}@gamma={settings['gamma']}" if clash == ["gamma"] else ""

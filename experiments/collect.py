@@ -7,22 +7,19 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 from tqdm import tqdm
 
-from agents.episodes import PAD_LOGP, Episodes
+from agents.episodes import Episodes
 from envs.decode import Decoder
 from envs.errors import InputError
-from envs.rewards import Sqil
 from envs.teachers import Teacher
 from envs.vector_env import TopPTokenVectorEnv
+from experiments.tape import Tape
 
-MEMORY_LIMIT = 4 * 2**30  # bytes of candidate rows
-
-Array = npt.NDArray[Any]
+TEACHER_WALKS = ("full", "set")
 
 
 def collect(
@@ -32,159 +29,146 @@ def collect(
     seed: int,
     student: Any = None,
     student_share: float = 0.0,
+    teacher_mix: float = 0.0,
+    teacher_walk: str = "full",
+    version: int = 0,
     progress: str | None = None,
 ) -> Episodes:
-    """`count` whole episodes of the env's prompts, walked from full softmaxes at temperature 1.
+    """`count` whole episodes of the env's prompts, walked at temperature 1; the student's from its full softmax.
 
-    The first `count` episodes begun are the ones returned, in that order, however long they take: taking those that
-    finish first would prefer short replies. The discount γ(1 − terminated) is formed here, with the env's γ.
+        teacher's episodes:  a ∼ π_T(·|s), or π_T^A with teacher_walk = "set"
+        student's episodes:  a ∼ β π_T(·|s) + (1 − β) π_S(·|s),   β = teacher_mix
 
+    A token outside the set is paid its full log π_T and marked. `behaviour_logp` is that of the distribution the token
+    was drawn from. Student and teacher decode in lockstep, one cached forward of each a step; rows that the student has
+    beyond the teacher's vocabulary are never drawn. The first `count` episodes begun are the ones returned, in that
+    order, however long they take: taking those that finish first would prefer short replies. The discount
+    γ(1 − terminated) is formed here, with the env's γ.
+
+    Source: sections (2) and (7) of the design; mixtures by Ross et al. (2011), arXiv:1011.0686, algorithm 3.1.
     Args:
         student: causal LM that walks a share of the episodes; None: the teacher walks all.
         student_share: probability that an episode is the student's.
+        teacher_mix: β in [0, 1].
+        teacher_walk: "full" or "set".
+        version: updates that the student has made; the student's episodes carry it.
         progress: label of a progress bar; None shows none.
     Raises: InputError: a count below 1, an env without next-step autoreset, whole vocabularies of candidates that would
-        not fit in memory, or a share without a student.
+        not fit in memory, a share or β outside [0, 1], or a share without a student.
     """
-    if not 0.0 <= student_share <= 1.0 or (student_share > 0 and student is None):
-        raise InputError(f"student_share = {student_share} must lie in [0, 1], and needs a student above 0")
-    if count < 1 or env.autoreset_mode is not AutoresetMode.NEXT_STEP:
-        raise InputError(
-            f"{count} episodes of an env with autoreset {env.autoreset_mode.value}: count must be at least 1, and rows "
-            'are refilled with autoreset_mode="next_step"'
-        )
-    generator = torch.Generator().manual_seed(seed)
+    _check(env, count, student, student_share, teacher_mix, teacher_walk)
+    walk = _Walk(env, student, student_share, teacher_mix, teacher_walk, torch.Generator().manual_seed(seed))
     observations, _ = env.reset(seed=seed)
-    tape = _Tape(env, count)
-    walker = Decoder(student, env.num_envs) if student_share > 0 else None
-    own = np.zeros(env.num_envs, dtype=bool)  # rows that the student walks
+    tape = Tape(env, count, version)
     begun = np.ones(env.num_envs, dtype=bool)
     with tqdm(total=count, desc=progress, unit="episode", disable=progress is None) as bar:
         while not tape.complete:
             if begun.any():
                 rows = begun.nonzero()[0].tolist()
-                own[rows] = torch.rand(len(rows), generator=generator).numpy() < student_share
-                tape.begin(rows, observations, own)
-                if walker is not None:
-                    walker.start(rows, [env.prompt_tokens(row) for row in rows])
-            behaviour = env.log_probs
-            if walker is not None:
-                behaviour = torch.where(torch.from_numpy(own)[:, None], walker.log_probs, behaviour)
-            tokens = torch.multinomial(behaviour.exp(), 1, generator=generator)[:, 0]
-            teacher_logp = env.log_probs.gather(1, tokens[:, None])[:, 0].numpy().copy()
-            behaviour_logp = behaviour.gather(1, tokens[:, None])[:, 0].numpy().copy()
+                walk.begin(rows)
+                tape.begin(rows, observations, walk.own.numpy())
+            tokens, teacher_logp, behaviour_logp = walk.draw()
             observations, rewards, terminated, truncated, infos = env.step_tokens(tokens)
             begun = infos["token"] < 0
             acted = ~begun
-            if walker is not None:
-                walker.step(tokens, torch.from_numpy(acted & ~terminated & ~truncated))
-            tape.write(acted, tokens.numpy(), rewards, teacher_logp, behaviour_logp, infos["in_set"], observations)
+            walk.step(tokens, torch.from_numpy(acted & ~terminated & ~truncated))
+            logp = (teacher_logp.numpy(), behaviour_logp.numpy())
+            tape.write(acted, tokens.numpy(), rewards, *logp, infos["in_set"], observations)
             bar.update(tape.finish((terminated | truncated) & acted, terminated))
     return tape.episodes()
 
 
-class _Tape:
-    """What N rows are doing, and the episodes that are done."""
-
-    def __init__(self, env: TopPTokenVectorEnv, count: int) -> None:
-        rows, steps = env.num_envs, env.max_new_tokens
-        slots = env.candidates.ids.shape[-1]
-        needed = count * (steps + 1) * slots * 13
-        if needed > MEMORY_LIMIT and env.top_p == 1.0:
-            raise InputError(
-                f"top_p = 1 keeps {slots} candidates for every state, {needed / 2**30:.0f} GiB for {count} episodes; "
-                "lower episodes, or top_p"
-            )
-        self.env, self.count = env, count
-        self.sqil = isinstance(env.reward, Sqil)
-        self.ids = np.zeros((rows, steps + 1, slots), dtype=np.int32)
-        self.logp = np.zeros((rows, steps + 1, slots), dtype=np.float32)
-        self.mask = np.zeros((rows, steps + 1, slots), dtype=bool)
-        self.scalars = np.zeros(
-            (3, rows, steps), dtype=np.float32
-        )  # rewards, teacher's and behaviour's log-probability
-        self.tokens = np.zeros((rows, steps), dtype=np.int64)
-        self.in_set = np.zeros((rows, steps), dtype=bool)
-        self.age = np.zeros(rows, dtype=np.int64)
-        self.number = np.full(rows, -1)  # which episode a row is, in the order they began
-        self.from_student = np.zeros(rows, dtype=bool)
-        self.begun = 0
-        self.done: dict[int, Episodes] = {}
-
-    @property
-    def complete(self) -> bool:
-        return len(self.done) == self.count
-
-    def begin(self, rows: list[int], observations: dict[str, Array], own: Array) -> None:
-        for row in rows:
-            self.number[row] = self.begun if self.begun < self.count else -1
-            self.begun += 1
-        self.age[rows] = 0
-        self.from_student[rows] = own[rows]
-        self._write_state(np.asarray(rows), observations)
-
-    def write(
-        self,
-        acted: Array,
-        tokens: Array,
-        rewards: Array,
-        teacher_logp: Array,
-        behaviour_logp: Array,
-        in_set: Array,
-        observations: dict[str, Array],
-    ) -> None:
-        rows = acted.nonzero()[0]
-        age = self.age[rows]
-        paid = np.where(self.from_student, rewards, Sqil.teacher_step) if self.sqil else rewards
-        self.scalars[:, rows, age] = np.stack([paid, teacher_logp, behaviour_logp])[:, rows]
-        self.tokens[rows, age] = tokens[rows]
-        self.in_set[rows, age] = in_set[rows]
-        self.age[rows] += 1
-        self._write_state(rows, observations)
-
-    def _write_state(self, rows: Array, observations: dict[str, Array]) -> None:
-        age = self.age[rows]
-        self.ids[rows, age] = observations["ids"][rows]
-        self.logp[rows, age] = observations["logp"][rows]
-        self.mask[rows, age] = observations["mask"][rows].astype(bool)
-
-    def finish(self, ended: Array, terminated: Array) -> int:
-        """Put the ended rows among the done episodes; returns how many were wanted."""
-        wanted = (ended & (self.number >= 0)).nonzero()[0].tolist()
-        for row in wanted:
-            self.done[int(self.number[row])] = self._episode(row, bool(terminated[row]))
-        return len(wanted)
-
-    def _episode(self, row: int, terminated: bool) -> Episodes:
-        steps = int(self.age[row])
-        prompt = self.env.prompt_tokens(row)
-        mask = torch.from_numpy(self.mask[row, : steps + 1])
-        width = max(1, int(mask.sum(1).max()))
-        ids = torch.from_numpy(self.ids[row, : steps + 1, :width]).long()
-        taken = torch.from_numpy(self.tokens[row, :steps].copy())
-        in_set = torch.from_numpy(self.in_set[row, :steps].copy())
-        slots = (ids[:-1] == taken[:, None]).logical_and(mask[:-1, :width]).int().argmax(1)
-        discounts = torch.full((1, steps), float(self.env.gamma))
-        discounts[0, -1] *= not terminated
-        rewards, teacher_logp, behaviour_logp = torch.from_numpy(self.scalars[:, row, :steps].copy())
-        return Episodes(
-            tokens=torch.tensor([prompt + taken.tolist()]),
-            prompt_length=torch.tensor([len(prompt)]),
-            length=torch.tensor([steps]),
-            ids=ids[None],
-            logp=torch.from_numpy(self.logp[row, : steps + 1, :width].copy())[None].clamp(min=PAD_LOGP),
-            mask=mask[None, :, :width].clone(),
-            slots=torch.where(in_set, slots, -1)[None],
-            rewards=rewards[None],
-            discounts=discounts,
-            in_set=in_set[None],
-            behaviour_logp=behaviour_logp[None].clamp(PAD_LOGP, 0.0),
-            teacher_logp_taken=teacher_logp[None].clamp(PAD_LOGP, 0.0),
-            from_teacher=torch.tensor([not self.from_student[row]]),
+def _check(
+    env: TopPTokenVectorEnv, count: int, student: Any, student_share: float, teacher_mix: float, teacher_walk: str
+) -> None:
+    if not 0.0 <= student_share <= 1.0 or (student_share > 0 and student is None):
+        raise InputError(f"student_share = {student_share} must lie in [0, 1], and needs a student above 0")
+    if not 0.0 <= teacher_mix <= 1.0:
+        raise InputError(f"teacher_mix = {teacher_mix} must lie in [0, 1]")
+    if teacher_walk not in TEACHER_WALKS:
+        raise InputError(f"teacher_walk = {teacher_walk!r} must be one of {', '.join(TEACHER_WALKS)}")
+    if count < 1 or env.autoreset_mode is not AutoresetMode.NEXT_STEP:
+        raise InputError(
+            f"{count} episodes of an env with autoreset {env.autoreset_mode.value}: count must be at least 1, and rows "
+            'are refilled with autoreset_mode="next_step"'
         )
 
-    def episodes(self) -> Episodes:
-        return Episodes.concatenate([self.done[number] for number in range(self.count)])
+
+class _Walk:
+    """Who walks which row, and what each row's next token is drawn from."""
+
+    def __init__(
+        self,
+        env: TopPTokenVectorEnv,
+        student: Any,
+        student_share: float,
+        teacher_mix: float,
+        teacher_walk: str,
+        generator: torch.Generator,
+    ) -> None:
+        self.env, self.share, self.mix, self.kind = env, student_share, teacher_mix, teacher_walk
+        self.generator = generator
+        self.walker = Decoder(student, env.num_envs) if student_share > 0 else None
+        self.own = torch.zeros(env.num_envs, dtype=torch.bool)  # rows that the student walks
+
+    def begin(self, rows: list[int]) -> None:
+        """Draw who walks these rows, and let the student read the prompts of its own."""
+        self.own[rows] = torch.rand(len(rows), generator=self.generator) < self.share
+        own = [row for row in rows if self.own[row]]
+        if self.walker is not None and own:
+            self.walker.start(own, [self.env.prompt_tokens(row) for row in own])
+
+    def step(self, tokens: Tensor, active: Tensor) -> None:
+        """Append the tokens where the student walks on."""
+        if self.walker is not None:
+            self.walker.step(torch.where(self.own, tokens, 0), active & self.own)
+
+    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """A token for every row, its log π_T, and its log-probability where it was drawn; (N,) each."""
+        mass = self._mass()
+        tokens = _draw(mass, self.generator)
+        logits, norm = self.env.scores
+        teacher_logp = (logits.gather(1, tokens[:, None].to(logits.device))[:, 0].float() - norm).cpu()
+        drawn = mass.gather(1, tokens[:, None])[:, 0].log()
+        return tokens, teacher_logp, torch.where(self.own | (self.kind == "set"), drawn, teacher_logp)
+
+    def _mass(self) -> Tensor:
+        """What each row's next token is drawn from.  # (N, V) probabilities"""
+        if self.walker is None or not self.own.any():
+            return self._teachers()
+        width = self.env.teacher.vocab_size
+        mass = torch.softmax(self.walker.logits[:, :width].float(), -1).cpu()
+        missing = width - mass.shape[1]
+        if missing > 0:
+            mass = torch.nn.functional.pad(mass, (0, missing))
+        if self.mix > 0:
+            mass = torch.lerp(mass, self._softmax(), self.mix)
+        if self.mix > 0 and missing > 0:  # the student cannot read what it has no rows for
+            mass[:, width - missing :] = 0
+            mass /= mass.sum(1, keepdim=True)
+        return mass if self.own.all() else torch.where(self.own[:, None], mass, self._teachers())
+
+    def _softmax(self) -> Tensor:
+        logits, norm = self.env.scores
+        return (logits.float() - norm[:, None]).exp_().cpu()
+
+    def _teachers(self) -> Tensor:
+        full = self._softmax()
+        if self.kind == "full":
+            return full
+        found = self.env.candidates
+        mass = torch.zeros_like(full).scatter_add_(1, found.ids, torch.where(found.mask, found.logp.exp(), 0))
+        # A row whose text is over has no candidates; it draws something that nobody takes.
+        return torch.where(found.mask.any(1, keepdim=True), mass / mass.sum(1, keepdim=True), full)
+
+
+def _draw(mass: Tensor, generator: torch.Generator) -> Tensor:
+    """One token a row by inverting its distribution, (N,)."""
+    heights = mass.double().cumsum(-1)
+    at = torch.rand(len(mass), 1, generator=generator, dtype=torch.float64) * heights[:, -1:]
+    # The last height may be shared by tokens without mass: the first that reaches it has some.
+    drawn = torch.searchsorted(heights, at, right=True)[:, 0]
+    return torch.minimum(drawn, torch.searchsorted(heights, heights[:, -1:])[:, 0])
 
 
 def attach(batch: Episodes, teacher: Teacher, needs: Collection[str]) -> Episodes:

@@ -52,6 +52,8 @@ class RunConfig:
     episodes: int = 1024
     """Teacher episodes that all agents of a seed share, drawn from its full softmax. Agents that walk by themselves
     (sb3:…) take as many steps as these have tokens instead; sb3:ppo.steps=N sets another budget."""
+    teacher_walk: str = "full"
+    """What the teacher's episodes are drawn from: "full", its whole softmax, or "set", its candidates renormalised."""
     updates: int = 300
     """Updates of each agent."""
     batch_size: int = 16

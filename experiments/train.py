@@ -18,6 +18,8 @@ import torch
 
 from agents import agent_class, learner_class
 from agents.base import Agent
+from agents.episodes import Episodes
+from agents.errors import DivergedError
 from agents.loop import LoopAgent
 from agents.replay import Replay
 from agents.student import Student
@@ -26,6 +28,7 @@ from experiments.cell import build_agent, check_settings, last_checkpoint, new_c
 from experiments.collect import attach
 from experiments.evaluate import measure, remember_training_prompts
 from experiments.loop import LoopTrainer
+from experiments.walks import Walker
 from experiments.workspace import Cell, Report, Workspace, full_disk_is_said, write
 
 START = "start"
@@ -97,21 +100,24 @@ class Trainer:
     ) -> None:
         self.space, self.cell, self.folder = space, cell, folder
         self.student = student or space.student(cell.seed)
-        episodes = space.episodes(cell.seed, cell.top_p)
-        if "gamma" in settings:
-            episodes = episodes.discounted(settings["gamma"])
-        kind = agent_class(agent_of(cell.agent))
         self.settings = settings
-        if "min_mass" in {field.name for field in fields(kind.Config)} and "min_mass" not in settings:
+        kind = agent_class(agent_of(cell.agent))
+        episodes = space.episodes(cell.seed, cell.top_p) if kind.data != "student" else None
+        if episodes is not None and "min_mass" in {field.name for field in fields(kind.Config)}:
             smallest = float(episodes.log_mass[episodes.states].min().exp())
-            settings = {**settings, "min_mass": min(cell.top_p, smallest)}
+            settings = {"min_mass": min(cell.top_p, smallest), **settings}
         agent = build_agent(space.config, cell, self.student, settings)
         assert isinstance(agent, Agent)
         self.agent = agent
-        self.replay = Replay(len(episodes), seed=cell.seed)  # the same order for every agent of a seed
-        self.replay.add(episodes)
-        self.drawn = int(episodes.length.sum())
-        self.record: dict[str, Any] = {"seconds": 0.0, "tokens": 0, "teacher_tokens": self.drawn, "curve": []}
+        walks = agent.walks
+        self.walker = Walker(space, cell, agent, walks, folder) if walks is not None else None
+        self.replay = Replay(space.config.episodes, seed=cell.seed)  # the same order for every agent of a seed
+        self.record: dict[str, Any] = {"seconds": 0.0, "tokens": 0, "teacher_tokens": 0, "curve": []}
+        if walks is not None:
+            self.record |= {"student_tokens": 0, "walk_seconds": 0.0}
+        if episodes is not None:
+            self.replay.add(episodes.discounted(settings["gamma"]) if "gamma" in settings else episodes)
+            self.record["teacher_tokens"] = int(episodes.length.sum())
         self._restore()
 
     def run(self, report: Report) -> dict[str, Any]:
@@ -146,16 +152,35 @@ class Trainer:
         return {"updates": self.agent.updates, **record}
 
     def _update(self) -> tuple[dict[str, float], int]:
-        batch = self.replay.sample(self.agent.config.batch_size)
+        """One batch, learnt from.
+
+        Raises: DivergedError: as `Agent.update`; the batch has been saved, and the checkpoint is the last good one.
+        """
+        before = self.replay.state_dict()
+        batch = attach(self._batch(), self.space.teacher, needs := self.agent.needs)
         tokens = int(batch.length.sum())
-        needs = self.agent.needs
-        figures = self.agent.update(attach(batch, self.space.teacher, needs))
+        try:
+            figures = self.agent.update(batch)
+        except DivergedError as error:
+            place = self.folder / "diverged.safetensors"
+            batch.save(place)
+            self.replay.load_state_dict(before)
+            self._checkpoint()
+            raise DivergedError(f"{error}; its batch is in {place}, the weights before it in checkpoints") from error
         self.record["tokens"] += tokens
         if needs:
             self.record["teacher_tokens"] += int((batch.prompt_length + batch.length).sum())
         if "log_inside" in figures:
             figures["leak"] = -math.expm1(figures.pop("log_inside"))
         return figures, tokens
+
+    def _batch(self) -> Episodes:
+        """Episodes of the student, as many as the agent asks for, and of the teacher for the rest."""
+        size = self.agent.config.batch_size
+        if self.walker is None:
+            return self.replay.sample(size)
+        own = self.walker.sample(self.record)
+        return Episodes.concatenate([own, self.replay.sample(size - len(own))]) if len(own) < size else own
 
     def _validate(self, writer: Any) -> None:
         space = self.space
@@ -171,6 +196,8 @@ class Trainer:
             if partial is None:
                 return
             self.agent.save(partial)
+            if self.walker is not None:
+                self.walker.save(partial)
             state = {"replay": self.replay.state_dict(), "record": self.record, "settings": self.settings}
             torch.save(state, partial / "trainer.pt")
 
@@ -181,6 +208,8 @@ class Trainer:
         state = torch.load(found / "trainer.pt", weights_only=True)
         check_settings(self.folder, state["settings"], self.settings)
         self.agent.load(found)
+        if self.walker is not None:
+            self.walker.load(found)
         self.replay.load_state_dict(state["replay"])
         self.record = state["record"]
 

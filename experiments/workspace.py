@@ -37,7 +37,7 @@ from envs.sequences import context_limit_of
 from envs.teachers import WARM_START, Teacher, load_teacher
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.arms import agent_settings
-from experiments.collect import collect
+from experiments.collect import TEACHER_WALKS, collect
 from experiments.config import WARM_START_NAME, RunConfig, dump, read_yaml
 from experiments.evaluate import Exam, Rule, refuse_training_prompts, set_exam
 
@@ -242,7 +242,7 @@ class Workspace:
                     reward=config.reward,
                     gamma=config.gamma,
                 )
-                collect(env, config.episodes, seed=seed).save(path)
+                collect(env, config.episodes, seed=seed, teacher_walk=config.teacher_walk).save(path)
         return Episodes.load(path)
 
     def exam(self, split: str) -> Exam:
@@ -306,6 +306,8 @@ def _check(config: RunConfig, masses: Sequence[float]) -> None:
         raise InputError(f"reward {config.reward!r} tells the student's steps from the teacher's, who walks alone here")
     if not masses or len(set(masses)) < len(masses):
         raise InputError(f"top_p = {list(masses)} must name one mass or several different ones")
+    if config.teacher_walk not in TEACHER_WALKS:
+        raise InputError(f"teacher_walk = {config.teacher_walk!r} must be one of {', '.join(TEACHER_WALKS)}")
     for name in (*COUNTS, "seeds", "jobs"):
         value = getattr(config, name, 1)
         if value < 1:

@@ -15,7 +15,7 @@ from envs.hf_teacher import HFTeacher
 from envs.sequences import last_logits
 from envs.table_teacher import TableTeacher, toy
 from envs.vector_env import TopPTokenVectorEnv
-from experiments.collect import attach, collect
+from experiments.collect import _draw, attach, collect
 from tests.envs.models import VOCABULARY, tiny_model, tiny_tokenizer, twentieths
 
 TOY = toy()
@@ -242,9 +242,9 @@ def test_attached_is_the_teachers_score_of_each_text_alone_and_nothing_beyond_it
 
 def test_only_the_whole_vocabulary_is_refused_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """10 episodes · 7 states · 6 slots · 13 bytes."""
-    monkeypatch.setattr("experiments.collect.MEMORY_LIMIT", 5460)
+    monkeypatch.setattr("experiments.tape.MEMORY_LIMIT", 5460)
     assert len(collect(env(top_p=1.0), 10, seed=0)) == 10
-    monkeypatch.setattr("experiments.collect.MEMORY_LIMIT", 5459)
+    monkeypatch.setattr("experiments.tape.MEMORY_LIMIT", 5459)
     assert len(collect(env(), 10, seed=0)) == 10
     with pytest.raises(InputError, match=r"top_p = 1 keeps 6 candidates .* lower episodes, or top_p"):
         collect(env(top_p=1.0), 10, seed=0)
@@ -254,3 +254,58 @@ def test_only_the_whole_vocabulary_is_refused_for_memory(monkeypatch: pytest.Mon
 def test_a_share_outside_0_and_1_is_refused(share: float) -> None:
     with pytest.raises(InputError, match=rf"student_share = {share} must lie in \[0, 1\]"):
         collect(env(), 4, seed=0, student=tiny_model("llama", vocabulary=6), student_share=share)
+
+
+def test_the_teacher_can_walk_on_its_sets_alone() -> None:
+    episodes = collect(env(64, prompts=[[5]]), 2000, seed=3, teacher_walk="set")
+    assert bool(episodes.in_set[episodes.steps].all())
+    inside = top_p(torch.from_numpy(TOY.table[5]).float()[None], 0.8)
+    share = torch.zeros(6).index_add_(
+        0, inside.ids[0][inside.mask[0]], (inside.logp - inside.log_mass[:, None])[0].exp()
+    )
+    first = torch.bincount(episodes.taken[:, 0], minlength=6) / len(episodes)
+    assert (first - share).abs().max() < 0.03
+    torch.testing.assert_close(episodes.behaviour_logp[:, 0].exp(), share[episodes.taken[:, 0]])
+    torch.testing.assert_close(
+        episodes.teacher_logp_taken[:, 0], torch.from_numpy(TOY.table[5]).float()[episodes.taken[:, 0]]
+    )
+
+
+def test_a_walk_can_mix_the_teacher_in_token_by_token() -> None:
+    walker, prompts = tiny_model("llama", vocabulary=6), [[3, 4]]
+    for mix in (0.0, 0.3, 1.0):
+        episodes = collect(env(64, prompts=prompts), 3000, seed=1, student=walker, student_share=1.0, teacher_mix=mix)
+        own = normalise(last_logits(walker, prompts))[0].exp()
+        expected = mix * torch.from_numpy(TOY.probabilities[4]).float() + (1 - mix) * own
+        first = torch.bincount(episodes.taken[:, 0], minlength=6) / len(episodes)
+        assert (first - expected).abs().max() < 0.03
+        torch.testing.assert_close(
+            episodes.behaviour_logp[:, 0].exp(), expected[episodes.taken[:, 0]], atol=1e-5, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("vocabulary", [4, 9])
+def test_a_student_of_another_width_walks_among_the_tokens_that_both_have(vocabulary: int) -> None:
+    walker = tiny_model("llama", vocabulary=vocabulary)
+    short = env(8, prompts=[[1], [2], [3]])
+    episodes = collect(short, 60, seed=2, student=walker, student_share=0.5, teacher_mix=0.0)
+    own = ~episodes.from_teacher
+    assert own.any() and int(episodes.taken[own].max()) < min(6, vocabulary)
+    row = int(own.nonzero()[0])
+    text, token = episodes.tokens[row, : episodes.prompt_length[row]].tolist(), int(episodes.taken[row, 0])
+    alone = torch.log_softmax(last_logits(walker, [text])[0, :6].float(), -1)[token]
+    torch.testing.assert_close(episodes.behaviour_logp[row, 0], alone, atol=1e-4, rtol=0)
+
+
+def test_episodes_say_which_student_drew_them() -> None:
+    walker = tiny_model("llama", vocabulary=6)
+    episodes = collect(env(), 40, seed=0, student=walker, student_share=0.5, version=17)
+    assert episodes.version is not None
+    assert torch.equal(episodes.version, torch.where(episodes.from_teacher, 0, 17))
+
+
+def test_a_number_beyond_all_mass_draws_a_token_that_has_some() -> None:
+    mass = torch.tensor([[0.0, 0.5, 0.5, 0.0], [0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0]])
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([_draw(mass, generator) for _ in range(200)])
+    assert set(drawn[:, 0].tolist()) == {1, 2} and drawn[:, 1].eq(3).all() and drawn[:, 2].eq(0).all()
