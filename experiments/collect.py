@@ -165,10 +165,11 @@ class _Walk:
 def _draw(mass: Tensor, generator: torch.Generator) -> Tensor:
     """One token a row by inverting its distribution, (N,)."""
     heights = mass.double().cumsum(-1)
-    at = torch.rand(len(mass), 1, generator=generator, dtype=torch.float64) * heights[:, -1:]
+    highest = heights[:, -1:].contiguous()
+    at = torch.rand(len(mass), 1, generator=generator, dtype=torch.float64) * highest
     # The last height may be shared by tokens without mass: the first that reaches it has some.
     drawn = torch.searchsorted(heights, at, right=True)[:, 0]
-    return torch.minimum(drawn, torch.searchsorted(heights, heights[:, -1:])[:, 0])
+    return torch.minimum(drawn, torch.searchsorted(heights, highest)[:, 0])
 
 
 def attach(batch: Episodes, teacher: Teacher, needs: Collection[str]) -> Episodes:

@@ -81,6 +81,11 @@ def run(config: BenchEnvConfig) -> list[Figure]:
 
 def bench_teacher(vocabulary: int) -> HFTeacher:
     """A random Llama 256 wide with six layers, its head so sharp that a nucleus has a dozen tokens or more."""
+    return HFTeacher(bench_model(vocabulary, width=256, layers=6), None, name=f"random Llama, V = {vocabulary:,}")
+
+
+def bench_model(vocabulary: int, width: int, layers: int) -> Any:
+    """A random Llama with a sharp head, the same at every call."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with torch.random.fork_rng(devices=[]):
@@ -88,9 +93,9 @@ def bench_teacher(vocabulary: int) -> HFTeacher:
         model = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=vocabulary,
-                hidden_size=256,
-                intermediate_size=688,
-                num_hidden_layers=6,
+                hidden_size=width,
+                intermediate_size=43 * width // 16,
+                num_hidden_layers=layers,
                 num_attention_heads=8,
                 max_position_embeddings=1024,
                 bos_token_id=1,
@@ -100,7 +105,7 @@ def bench_teacher(vocabulary: int) -> HFTeacher:
         )
     with torch.no_grad():
         model.lm_head.weight.mul_(16.0)
-    return HFTeacher(model, None, name=f"random Llama, V = {vocabulary:,}")
+    return model.eval()
 
 
 def options_of(config: BenchEnvConfig) -> dict[str, Any]:
