@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
 import torch
 
-from agents import REGISTRY, learner_class, make_agent
+from agents import REGISTRY, agent_class, learner_class, make_agent
 from agents.base import Agent, FixedPoint
 from agents.episodes import Episodes
 from agents.objectives import levelled_q
 from agents.student import on_candidates
 from agents.table_student import TableStudent
 from envs.exact import Solution, solve
-from envs.table_teacher import TableTeacher, detour, toy
-from tests.agents.table_data import build, candidates, complete_paths, ended_paths
+from envs.table_teacher import TABLES, TableTeacher, detour
+from tests.agents.table_data import as_walked, build, candidates, complete_paths, ended_paths, mixed
 
 EPISODIC = [name for name in REGISTRY if issubclass(learner_class(name), Agent)]
 """Registered agents that learn from episodes; the others own their loop."""
@@ -33,18 +33,25 @@ class Gap:
     q: float  # nats, on the candidates; 0 for agents that declare no values
 
 
+VALUED = ("hard", "soft", "conservative", "chi2")
+"""Fixed points of values as well as of a policy."""
 TOLERANCE = Gap(policy=0.003, q=0.01)
 """What every agent reaches within 250 updates of a fresh table."""
 
 
 def train(name: str, teacher: TableTeacher, batch: Episodes, *, updates: int = 250, **config: Any) -> Agent[Any]:
-    """`updates` full-batch updates of a fresh tabular student."""
-    torch.manual_seed(0)
-    student = TableStudent(teacher.vocab_size, teacher.order)
-    agent = make_agent(name, student, seed=0, total_updates=updates, lr=0.3, **config)
+    """`updates` full-batch updates of a fresh tabular student on these episodes."""
+    agent = beginner(name, teacher, updates, **config)
     for _ in range(updates):
         agent.update(batch)
     return agent
+
+
+def beginner(name: str, teacher: TableTeacher, updates: int, **config: Any) -> Agent[Any]:
+    """An agent around a fresh tabular student."""
+    torch.manual_seed(0)
+    student = TableStudent(teacher.vocab_size, teacher.order)
+    return make_agent(name, student, seed=0, total_updates=updates, **{"lr": 0.3, **config})
 
 
 def declared(agent: Agent[Any], teacher: TableTeacher, p: float, visits: Any = None) -> Solution:
@@ -66,41 +73,83 @@ def gap(agent: Agent[Any], teacher: TableTeacher, p: float, solution: Solution) 
         q = levelled_q(student.v, log_policy, point.alpha)
         own = torch.full_like(student.z, torch.nan)
         own[torch.arange(len(own))[:, None].expand_as(sets.ids)[sets.mask], sets.ids[sets.mask]] = q[sets.mask]
-    wrong = np.nanmax(np.abs(own.numpy() - solution.q)) if point.kind in ("hard", "soft", "chi2") else 0.0
+    wrong = np.nanmax(np.abs(own.numpy() - solution.q)) if point.kind in VALUED else 0.0
     off = 0.0 if point.kind == "hard" else np.nanmax(np.abs(policy - solution.policy))
     return Gap(policy=float(off), q=float(wrong))
 
 
+Spoil: TypeAlias = Callable[[Episodes], Episodes]
+
+
 @dataclass(frozen=True)
 class Case:
-    """Exact data of one teacher for one kind of agent, at p and γ = .8 (.7 and .8 for `detour`)."""
+    """Exact data of one teacher for one kind of agent."""
 
     teacher: TableTeacher
     p: float
-    batch: Episodes
+    batch: Episodes  # the teacher's
+    anyones: Episodes  # every path that a student may take
+
+    def learn(self, name: str, *, updates: int = 250, spoil: Spoil | None = None, **config: Any) -> Agent[Any]:
+        """A fresh agent after so many updates on it; `spoil` is a mistake planted in every batch."""
+        agent = beginner(name, self.teacher, updates, **config)
+        for _ in range(updates):
+            batch = next_batch(agent, self)
+            agent.update(batch if spoil is None else spoil(batch))
+        return agent
+
+    def gap(self, agent: Agent[Any]) -> Gap:
+        """Distance of an agent that met every state from what it declares."""
+        point = declared(agent, self.teacher, self.p, np.ones(self.teacher.states))
+        return gap(agent, self.teacher, self.p, point)
 
 
 @cache
-def case_for(name: str, depth: int, gamma: float, reward: str, **mistakes: bool) -> Case:
-    """Whole texts of `detour` for `bc_filtered`, else every path of `depth` tokens of `toy`."""
-    teacher, p = (detour(), 0.7) if name == "bc_filtered" else (toy(), 0.8)
-    paths = ended_paths(teacher, p) if name == "bc_filtered" else complete_paths(teacher, depth)
-    return Case(teacher, p, build(teacher, paths, p, gamma, reward=reward, **mistakes))
+def case_for(
+    name: str, depth: int, gamma: float, reward: str, table: str = "toy", p: float = 0.8, **mistakes: bool
+) -> Case:
+    """Every path of `depth` tokens of a table; whole texts of `detour` at p = .7 for `bc_filtered`."""
+    if name == "bc_filtered":
+        teacher, p = detour(), 0.7
+        paths = ended_paths(teacher, p)
+    else:
+        teacher = TABLES[table]()
+        paths = complete_paths(teacher, depth)
+    options = {"reward": reward, **mistakes}
+    open_paths = complete_paths(teacher, depth, anyones=True)
+    return Case(teacher, p, build(teacher, paths, p, gamma, **options), build(teacher, open_paths, p, gamma, **options))
+
+
+def depth_of(name: str, config: dict[str, Any]) -> int:
+    """Tokens of a path long enough for an agent's returns to be more than one step where they can be."""
+    made = agent_class(name).make_config(**config)
+    return max(getattr(made, "n", 1), 1 if getattr(made, "lam", None) is None else 2)
+
+
+def next_batch(agent: Agent[Any], case: Case) -> Episodes:
+    """What an exact run would hand the agent now: the teacher's paths, the student's under its weights now, or both."""
+    walks = agent.walks
+    if walks is None or agent.data == "teacher":
+        return case.batch
+    own = agent.receive(as_walked(agent.student, case.anyones))
+    return own if walks.share == 1 else mixed(case.batch, own, walks.share)
 
 
 def arm(
     name: str,
     mutation: Callable[[pytest.MonkeyPatch], None] | None = None,
     mistakes: dict[str, bool] | None = None,
+    spoil: Spoil | None = None,
+    place: tuple[str, float] = ("toy", 0.8),
     **config: Any,
 ) -> Gap:
-    """Gap of one arm at γ = .8 to what it declares; under a mutation of the code or mistakes in the data."""
-    if name in ("q_learning", "soft_q", "bellman_distill"):
+    """Gap of one arm at γ = .8 to what it declares, at a table and p; under mistakes in the code or in the data."""
+    if "gamma" in agent_class(name).Config.__dataclass_fields__:
         config = {"gamma": 0.8, **config}
-    case = case_for(name, config.get("n", 1), 0.8, config.get("reward", "logprob"), **(mistakes or {}))
+    gamma, reward = config.get("gamma", 0.8), config.get("reward", "logprob")
+    case = case_for(name, depth_of(name, config), gamma, reward, *place, **(mistakes or {}))
     with pytest.MonkeyPatch.context() as patch:
         if mutation is not None:
             mutation(patch)
-        agent = train(name, case.teacher, case.batch, **config)
-    visits = np.ones(case.teacher.states)
-    return gap(agent, case.teacher, case.p, declared(agent, case.teacher, case.p, visits))
+        agent = case.learn(name, spoil=spoil, **config)
+    return case.gap(agent)
