@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import pytest
 import torch
 
 from agents import REGISTRY, agent_class, learner_class, make_agent
@@ -19,7 +18,10 @@ from agents.student import on_candidates
 from agents.table_student import TableStudent
 from envs.exact import Solution, solve
 from envs.table_teacher import TABLES, TableTeacher, detour
-from tests.agents.table_data import as_walked, build, candidates, complete_paths, ended_paths, mixed
+from experiments.table_data import as_walked, build, candidates, complete_paths, ended_paths, mixed
+
+if TYPE_CHECKING:
+    import pytest
 
 EPISODIC = [name for name in REGISTRY if issubclass(learner_class(name), Agent)]
 """Registered agents that learn from episodes; the others own their loop."""
@@ -58,7 +60,7 @@ def declared(agent: Agent[Any], teacher: TableTeacher, p: float, visits: Any = N
     """The solution of what the agent declares."""
     point = agent.fixed_point
     assert isinstance(point, FixedPoint)
-    rest = {"gamma": point.gamma, "alpha": point.alpha, "c": point.c, "reward": point.reward}
+    rest: dict[str, Any] = {"gamma": point.gamma, "alpha": point.alpha, "c": point.c, "reward": point.reward}
     return solve(teacher, point.kind, top_p=p, visits=visits, **rest)
 
 
@@ -108,22 +110,39 @@ class Case:
 def case_for(
     name: str, depth: int, gamma: float, reward: str, table: str = "toy", p: float = 0.8, **mistakes: bool
 ) -> Case:
-    """Every path of `depth` tokens of a table; whole texts of `detour` at p = .7 for `bc_filtered`."""
-    if name == "bc_filtered":
+    """Every path of `depth` tokens of a table; whole texts of `detour` at p = .7 where they are conditioned on."""
+    if conditions(name):
         teacher, p = detour(), 0.7
         paths = ended_paths(teacher, p)
     else:
         teacher = TABLES[table]()
         paths = complete_paths(teacher, depth)
-    options = {"reward": reward, **mistakes}
+    options: dict[str, Any] = {"reward": reward, **mistakes}
     open_paths = complete_paths(teacher, depth, anyones=True)
     return Case(teacher, p, build(teacher, paths, p, gamma, **options), build(teacher, open_paths, p, gamma, **options))
+
+
+def conditions(name: str) -> bool:
+    """Whether an agent learns the teacher conditioned on staying inside, which whole texts alone can show."""
+    point = make_agent(name, TableStudent(2, 1), total_updates=1).fixed_point
+    return point is not None and point.kind == "conditioned"
+
+
+def looks_ahead(name: str) -> bool:
+    """Whether an agent has a γ, which its episodes must be built with."""
+    return "gamma" in agent_class(name).Config.__dataclass_fields__
 
 
 def depth_of(name: str, config: dict[str, Any]) -> int:
     """Tokens of a path long enough for an agent's returns to be more than one step where they can be."""
     made = agent_class(name).make_config(**config)
     return max(getattr(made, "n", 1), 1 if getattr(made, "lam", None) is None else 2)
+
+
+def case_of(name: str, config: dict[str, Any], place: tuple[str, float] = ("toy", 0.8), **mistakes: bool) -> Case:
+    """What an agent with these settings learns from, at a table and p."""
+    gamma, reward = config.get("gamma", 0.8), config.get("reward", "logprob")
+    return case_for(name, depth_of(name, config), gamma, reward, *place, **mistakes)
 
 
 def next_batch(agent: Agent[Any], case: Case) -> Episodes:
@@ -144,10 +163,11 @@ def arm(
     **config: Any,
 ) -> Gap:
     """Gap of one arm at γ = .8 to what it declares, at a table and p; under mistakes in the code or in the data."""
-    if "gamma" in agent_class(name).Config.__dataclass_fields__:
+    import pytest
+
+    if looks_ahead(name):
         config = {"gamma": 0.8, **config}
-    gamma, reward = config.get("gamma", 0.8), config.get("reward", "logprob")
-    case = case_for(name, depth_of(name, config), gamma, reward, *place, **(mistakes or {}))
+    case = case_of(name, config, place, **(mistakes or {}))
     with pytest.MonkeyPatch.context() as patch:
         if mutation is not None:
             mutation(patch)
