@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,14 +24,13 @@ def picked(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         logits: (N, V); ids: (N, K) int64.
     Returns: (N, K) and (N,).
     """
-    found: tuple[Tensor, Tensor] = _Picked.apply(logits, ids)
-    return found
+    return _picked(logits, ids)
 
 
 class _Picked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        everything = torch.cat([part.logsumexp(1) for part in logits.split(_rows(logits))])
+        everything = torch.cat([part.logsumexp(1) for part in logits.chunk(_parts(logits))])
         ctx.save_for_backward(logits, ids, everything)
         return logits.gather(1, ids), everything
 
@@ -39,14 +39,15 @@ class _Picked(torch.autograd.Function):
         logits, ids, everything = ctx.saved_tensors
         at_ids, at_sum = gradients
         whole = torch.empty_like(logits)
-        step = _rows(logits)
-        for part, own, normaliser, weight in zip(
-            whole.split(step), logits.split(step), everything.split(step), at_sum.split(step), strict=True
-        ):
+        tensors = (value.chunk(_parts(logits)) for value in (whole, logits, everything, at_sum))
+        for part, own, normaliser, weight in zip(*tensors, strict=True):
             torch.sub(own, normaliser[:, None], out=part)
             part.exp_().mul_(weight[:, None])
         return whole.scatter_add_(1, ids, at_ids), None
 
 
-def _rows(logits: Tensor) -> int:
-    return max(1, PART // logits.shape[1])
+_picked: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _Picked.apply
+
+
+def _parts(logits: Tensor) -> int:
+    return -(-logits.numel() // PART)
