@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -142,4 +142,4 @@ def test_an_agent_that_owns_its_loop_is_told_so() -> None:
 
 
 def test_settings_of_the_base_class_are_the_ones_checked() -> None:
-    assert set(Loose.__dataclass_fields__) == set(Config.__dataclass_fields__)
+    assert [field.name for field in fields(Loose)] == [field.name for field in fields(Config)]
