@@ -51,9 +51,11 @@ class BenchLearnConfig:
     """Tokens of an episode."""
     transitions: int = 128
     """Transitions that the other arm is timed on, of those of the same episodes: all would take minutes."""
-    row_batch: int = 32
-    """Transitions of its update when both learn; 32 is what Stable-Baselines3's DQN takes."""
-    kl_updates: int = 10
+    kl_episodes: int = 4
+    """Episodes of an update when both learn: small updates learn sooner, for either arm."""
+    kl_transitions: int = 32
+    """Transitions of an update when both learn; 32 is what Stable-Baselines3's DQN takes."""
+    kl_updates: int = 40
     """Updates on sequences whose divergence from the teacher the other arm has to reach; 0 leaves that out."""
     kl_cap: float = 6.0
     """How many times as long the other arm may take for it."""
@@ -68,7 +70,12 @@ class BenchLearnConfig:
 
     def __post_init__(self) -> None:
         counts = {"episodes": self.episodes, "prompt_tokens": self.prompt_tokens, "steps": self.steps}
-        counts |= {"transitions": self.transitions, "row_batch": self.row_batch, "repeats": self.repeats}
+        counts |= {
+            "transitions": self.transitions,
+            "kl_episodes": self.kl_episodes,
+            "kl_transitions": self.kl_transitions,
+            "repeats": self.repeats,
+        }
         counts |= {} if self.threads is None else {"threads": self.threads}
         for name, value in {**counts, "vocabularies": min(self.vocabularies, default=0)}.items():
             if value < 1:
@@ -160,12 +167,12 @@ def equal_kl(config: BenchLearnConfig, teacher: HFTeacher) -> list[Figure]:
         return lambda: source.select(torch.randint(len(source), (size,), generator=generator))
 
     begin = divergence(whole, held, logp)
-    seconds = _timed(whole, draw(pool, config.episodes), config.kl_updates)
+    seconds = _timed(whole, draw(pool, config.kl_episodes), config.kl_updates)
     goal, limit = divergence(whole, held, logp), config.kl_cap * seconds
     other, reached = 0.0, begin
     with tqdm(total=round(limit), unit="s", desc=f"to equal KL, V = {teacher.vocab_size:,}") as bar:
         while reached > goal and other < limit:
-            other += _timed(single, draw(rows, config.row_batch), 2)
+            other += _timed(single, draw(rows, config.kl_transitions), 2)
             reached = divergence(single, held, logp)
             bar.set_postfix_str(f"{reached:.3f}, goal {goal:.3f} nats")
             bar.update(round(min(other, limit)) - bar.n)

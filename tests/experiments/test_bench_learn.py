@@ -24,7 +24,7 @@ def batch() -> Episodes:
 
 
 def test_bench_learn_prints_a_table_and_writes_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    more = ["--transitions", "4", "--row-batch", "4", "--kl-updates", "2", "--repeats", "2"]
+    more = ["--transitions", "4", "--kl-transitions", "4", "--kl-updates", "2", "--repeats", "2"]
     assert main(["bench", "learn", *SMALL, *more, "--json", str(tmp_path / "learn.json")]) == 0
     assert "| 300 | tiny" in capsys.readouterr().out
     figures = json.loads((tmp_path / "learn.json").read_text())["figures"]
@@ -88,7 +88,7 @@ def test_transitions_end_where_their_texts_do() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--row-batch", "0"], "row_batch has 0; it must be at least 1"),
+        (["--kl-transitions", "0"], "kl_transitions has 0; it must be at least 1"),
         (["--kl-cap", "0"], "kl_cap = 0.0 above 0"),
         (["--vocabularies", "0"], "vocabularies has 0"),
     ],
