@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from agents import objectives
 from agents.episodes import PAD_LOGP, Episodes
 from agents.errors import InputError
+from agents.softmax import picked
 
 VALUE_HEAD = "value_head.safetensors"
 
@@ -77,10 +78,10 @@ def renormalised(candidate: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 def unpack_scores(episodes: Episodes, packed: Packed, logits: Tensor, value: Tensor, full: bool) -> Scores:
     """Scores (B, T+1, ...) from the logits (N, V) and values (N,) of the packed states."""
     where = packed.where
-    policy, inside = on_candidates(logits, episodes.ids[where], episodes.mask[where])  # (N, K), (N,)
-    everything = logits.logsumexp(-1)  # (N,)
     taken = torch.nn.functional.pad(episodes.taken, (0, 1))[where]  # (N,)
-    logp_taken = spread(episodes, packed, logits.gather(1, taken[:, None])[:, 0] - everything)[:, :-1]
+    named, everything = picked(logits, torch.cat([taken[:, None], episodes.ids[where]], 1))  # (N, 1 + K), (N,)
+    policy, inside = renormalised(named[:, 1:], episodes.mask[where])  # (N, K), (N,)
+    logp_taken = spread(episodes, packed, named[:, 0] - everything)[:, :-1]
     return Scores(
         log_policy=spread(episodes, packed, policy, PAD_LOGP),
         value=spread(episodes, packed, value),
@@ -137,7 +138,7 @@ class Student(nn.Module):
         hook = self.model.get_output_embeddings().register_forward_pre_hook(keep_states)
         try:
             longest = int(position.max()) + 1
-            logits = self.model(input_ids=tokens[:, :longest], use_cache=False).logits[0]  # (N, V)
+            logits = self.model(input_ids=tokens[:, :longest], use_cache=False).logits.squeeze(0)  # (N, V); a view
         finally:
             hook.remove()
         return logits, self.value_head(hidden[0].detach() if detach else hidden[0])[:, 0]

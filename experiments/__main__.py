@@ -17,7 +17,7 @@ COMMANDS = {
     "evaluate": "measure a student or teacher directory on held-out prompts",
     "generate": "talk to a student side by side with the teacher",
     "teacher": "train the embedded teacher and its warm-start student",
-    "bench": "measure speed and memory against what people use: bench env, bench memory",
+    "bench": "measure speed and memory against what people use: bench env, bench learn, bench memory",
 }
 USAGE = "\n".join(
     [
@@ -190,19 +190,20 @@ def _teacher(words: list[str]) -> None:
 
 def _bench(words: list[str]) -> None:
     from envs.errors import InputError
-    from experiments.bench import env, memory, table
+    from experiments.bench import env, learn, memory, table
 
     kinds: dict[str, tuple[type[Any], Callable[[Any], list[Any]], Callable[[list[Any]], str]]] = {
         "env": (env.BenchEnvConfig, env.run, table.of_env),
+        "learn": (learn.BenchLearnConfig, learn.run, table.of_learn),
         "memory": (memory.BenchMemoryConfig, memory.run, table.of_memory),
     }
     if words and words[0] in ("-h", "--help"):
-        print("usage: tdistill bench env|memory [--help] [settings]\n")
+        print("usage: tdistill bench env|learn|memory [--help] [settings]\n")
         print("\n".join(f"  {name:8}{(kind.__doc__ or '').splitlines()[0]}" for name, (kind, _, _) in kinds.items()))
         raise SystemExit(0)
     if not words or words[0] not in kinds:
         given = repr(words[0]) if words else "nothing"
-        raise InputError(f"bench measures {' or '.join(kinds)}, not {given}: tdistill bench env [--help]")
+        raise InputError(f"bench measures {', '.join(kinds)}, not {given}: tdistill bench env [--help]")
     kind, run, show = kinds[words[0]]
     settings = _parse(kind, f"bench {words[0]}", words[1:])
     figures = run(settings)

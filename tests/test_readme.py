@@ -1,9 +1,9 @@
 """The README is executed: every block says when it runs, and runs.
 
 A fenced `python` or `console` block is preceded by `<!-- runs: always -->`, `<!-- runs: long -->` (with
-`make test-all`) or `<!-- runs: never, REASON -->`. In a `console` block a line that starts with `$ ` is a command;
-what follows it up to the next command is what it prints, each line of which must appear in the output ("…" stands
-for any text).
+`make test-all`) or `<!-- runs: never, REASON -->`. One marked `<!-- runs: always, as FILE -->` lies under that name
+in the folder of every other. In a `console` block a line that starts with `$ ` is a command; what follows it up to the
+next command is what it prints, each line of which must appear in the output ("…" stands for any text).
 """
 
 from __future__ import annotations
@@ -41,6 +41,12 @@ def marked(when: str) -> list[object]:
     return [pytest.param(block, id=f"line{block.line}") for block in blocks() if block.when == when]
 
 
+def files() -> dict[str, str]:
+    """What the README has its reader write: name -> text."""
+    found = ((re.fullmatch(r"always, as (\S+)", block.when), block.body) for block in blocks())
+    return {name[1]: body for name, body in found if name}
+
+
 def execute(block: Block, folder: Path) -> None:
     environment = {
         **os.environ,
@@ -48,6 +54,9 @@ def execute(block: Block, folder: Path) -> None:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": "",
     }
+
+    for name, body in files().items():
+        (folder / name).write_text(body, encoding="utf-8")
 
     def run(command: list[str]) -> str:
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=280)
@@ -69,9 +78,15 @@ def execute(block: Block, folder: Path) -> None:
 def test_every_block_says_when_it_runs() -> None:
     assert len(blocks()) >= 5
     for block in blocks():
-        assert block.when in {"always", "long"} or re.fullmatch(r"never, .{10,}", block.when), (
-            f"README line {block.line}"
-        )
+        good = block.when in {"always", "long"} or re.fullmatch(r"never, .{10,}|always, as \S+", block.when)
+        assert good, f"README line {block.line}"
+
+
+def test_every_file_is_used_by_a_block_that_runs() -> None:
+    commands = "".join(block.body for block in blocks() if block.language == "console")
+    imported = "".join(files().values())
+    for name in files():
+        assert name in commands or f"{Path(name).stem}:" in imported, name
 
 
 @pytest.mark.parametrize("block", marked("always"))

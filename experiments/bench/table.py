@@ -55,6 +55,27 @@ def of_memory(figures: Sequence[Figure]) -> str:
     )
 
 
+def of_learn(figures: Sequence[Figure]) -> str:
+    """Transitions per second, their ratio, and how long each arm took to the same divergence from the teacher."""
+    lines = [
+        ["V", "student", "sequence/s", "transition/s", "ratio", "interval", "KL from → to", "seconds", "and", "ratio"]
+    ]
+    for ratio in figures:
+        if ratio["name"] != "sequence_over_transition":
+            continue
+        here = [figure for figure in figures if figure["V"] == ratio["V"]]
+        rates = [_one(here, "transitions_per_second", arm=arm)["value"] for arm in ("sequence", "transition")]
+        line = [f"{ratio['V']:,}", ratio["student"], *(f"{rate:,.0f}" for rate in rates), f"{ratio['value']:.1f}"]
+        line.append(f"{ratio['low']:.1f} – {ratio['high']:.1f}")
+        if any(figure["name"] == "seconds_to_equal_kl" for figure in here):
+            first, then = (_one(here, "seconds_to_equal_kl", arm=arm) for arm in ("sequence", "transition"))
+            more = "> " if then["capped"] else ""
+            line += [f"{first['kl_start']:.2f} → {first['kl']:.2f}", f"{first['value']:.0f}"]
+            line += [f"{more}{then['value']:.0f}", f"{more}{then['value'] / first['value']:.1f}"]
+        lines.append([*line, *[""] * (len(lines[0]) - len(line))])
+    return "one update on whole sequences, over the same on single transitions\n\n" + _table(lines)
+
+
 def _one(figures: Sequence[Figure], name: str, **more: str) -> Figure:
     wanted = {"name": name, **more}
     return next(figure for figure in figures if all(figure.get(key) == value for key, value in wanted.items()))

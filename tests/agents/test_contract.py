@@ -1,4 +1,4 @@
-"""What holds for every registered agent that learns from episodes, a newcomer included."""
+"""The contract of every registered agent that learns from episodes, and what only some of them promise."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,128 +14,33 @@ from agents import agent_class, make_agent
 from agents.base import Agent, schedule
 from agents.behavior_cloning import BehaviorCloning
 from agents.episodes import Episodes
-from agents.errors import DivergedError, InputError
+from agents.errors import InputError
 from agents.student import Student
 from agents.table_student import TableStudent
-from tests.agents.oracle import EPISODIC, case_for, declared, gap
-from tests.agents.test_student import model, tokenizer
+from experiments.contract import AgentContract
+from experiments.oracle import EPISODIC, case_for, looks_ahead
+from tests.agents.test_student import model
 
-UPDATES = 150  # hard Q learners wait for their target network
-LOOKING_AHEAD = [name for name in EPISODIC if "gamma" in {*agent_class(name).Config.__dataclass_fields__}]
+LOOKING_AHEAD = [name for name in EPISODIC if looks_ahead(name)]
 
-
-def config_for(name: str) -> dict[str, Any]:
-    return {"gamma": 0.8} if name in LOOKING_AHEAD else {}
+for registered in EPISODIC:
+    case = f"Test_{registered}"
+    globals()[case] = type(case, (AgentContract,), {"agent": registered})
 
 
 def fresh(name: str, seed: int = 0, **config: Any) -> Agent[Any]:
-    case = case_for(name, 1, 0.8, "logprob")
-    student = TableStudent(case.teacher.vocab_size, 1)
-    return make_agent(name, student, seed=seed, total_updates=UPDATES, lr=0.2, **{**config_for(name), **config})
+    settings = {"gamma": 0.8} if name in LOOKING_AHEAD else {}
+    return make_agent(name, TableStudent(6, 1), seed=seed, total_updates=150, lr=0.2, **{**settings, **config})
 
 
-def batch_of(name: str) -> Episodes:
-    return case_for(name, 1, 0.8, "logprob").batch
+def exact() -> Episodes:
+    return case_for("bc", 1, 0.8, "logprob").batch
 
 
-def weights(agent: Agent[Any]) -> torch.Tensor:
-    return torch.cat([value.detach().flatten() for value in agent.student.parameters()])
-
-
-@pytest.mark.parametrize("name", EPISODIC)
-def test_the_gap_to_the_fixed_point_falls(name: str) -> None:
-    agent, case = fresh(name), case_for(name, 1, 0.8, "logprob")
-    point = declared(agent, case.teacher, case.p, np.ones(case.teacher.states))
-    before = gap(agent, case.teacher, case.p, point)
-    for _ in range(UPDATES):
-        figures = agent.update(case.batch)
-    after = gap(agent, case.teacher, case.p, point)
-    assert after.policy + after.q < 0.3 * (before.policy + before.q)
-    assert all(isinstance(value, float) for value in figures.values()) and {"loss", "lr"} <= figures.keys()
-
-
-@pytest.mark.parametrize("name", EPISODIC)
-def test_seeded_runs_are_equal(name: str) -> None:
-    agents = [fresh(name, seed=7) for _ in range(2)]
-    for agent in agents:
-        for _ in range(3):
-            agent.update(batch_of(name))
-    assert torch.equal(*map(weights, agents))
-
-
-@pytest.mark.parametrize("name", EPISODIC)
-def test_a_saved_agent_goes_on_as_if_never_stopped(name: str, tmp_path: Path) -> None:
-    agent, again = fresh(name), fresh(name, seed=1)
-    for _ in range(3):
-        agent.update(batch_of(name))
-    agent.save(tmp_path)
-    again.load(tmp_path)
-    for one in (agent, again):
-        for _ in range(3):
-            one.update(batch_of(name))
-    assert torch.equal(weights(agent), weights(again)) and again.updates == 6
-    with pytest.raises(InputError, match="saved by"):
-        fresh("kd" if name != "kd" else "bc").load(tmp_path)
-
-
-@pytest.mark.parametrize("name", EPISODIC)
-def test_only_legal_slots_are_chosen(name: str) -> None:
-    agent, rng = fresh(name), np.random.default_rng(0)
-    batch = batch_of(name)
-    agent.update(batch)
-    observation = {
-        "context": batch.tokens.numpy().astype(np.int32),
-        "length": batch.prompt_length.numpy(),
-        "ids": batch.ids[:, 0].numpy().astype(np.int32),
-        "mask": batch.mask[:, 0].numpy().astype(np.int8),
-    }
-    rows = np.arange(len(batch))
-    for draw in (None, rng, rng, rng):
-        slots = agent.act(observation, draw)
-        assert slots.shape == (len(batch),) and observation["mask"][rows, slots].all()
-    single = {key: value[3] for key, value in observation.items()}
-    assert int(agent.act(single)) == agent.act(observation)[3]
-    ended = {**observation, "mask": np.zeros_like(observation["mask"])}
-    assert (agent.act(ended, rng) == 0).all()
-
-
-@pytest.mark.parametrize("name", EPISODIC)
-def test_a_language_model_learns_by_the_same_calls(name: str, tmp_path: Path) -> None:
-    batch = batch_of(name)
-    agent = make_agent(name, Student(model(), tokenizer()), seed=0, total_updates=30, lr=5e-3, **config_for(name))
-    first, *_, last = [agent.update(batch)["loss"] for _ in range(30)]
-    assert last < first
-    agent.save(tmp_path)
-    agent.load(tmp_path)
-
-
-@pytest.mark.parametrize("name", EPISODIC)
-def test_an_agent_says_where_it_ends_or_what_tests_it(name: str) -> None:
-    agent = fresh(name)
-    assert agent.name == name and agent.data in ("teacher", "student", "either")
-    assert agent.fixed_point is not None or agent.identity
-
-
-@pytest.mark.parametrize("name", LOOKING_AHEAD)
-def test_episodes_of_another_discount_are_refused(name: str) -> None:
-    with pytest.raises(InputError, match=r"γ = 0\.5"):
-        fresh(name, gamma=0.5).update(batch_of(name))
-
-
-def test_a_missing_attachment_is_named() -> None:
-    held = {key: value for key, value in batch_of("kd").fields().items() if key != "teacher_logp"}
-    with pytest.raises(InputError, match="kd needs teacher_logits"):
-        fresh("kd").update(Episodes(**held))
-
-
-def test_a_loss_that_is_no_number_leaves_the_student_alone() -> None:
-    agent = fresh("bc")
-    with torch.no_grad():
-        agent.student.z[0, 0] = torch.nan
-    before = weights(agent)
-    with pytest.raises(DivergedError, match="update 1"):
-        agent.update(batch_of("bc"))
-    assert torch.equal(before.nan_to_num(9), weights(agent).nan_to_num(9)) and agent.updates == 0
+def test_an_agent_saved_by_another_is_refused(tmp_path: Path) -> None:
+    fresh("bc").save(tmp_path)
+    with pytest.raises(InputError, match="saved by bc, not by kd"):
+        fresh("kd").load(tmp_path)
 
 
 BAD = [
@@ -215,13 +119,13 @@ def scattered(name: str, **config: Any) -> Agent[Any]:
 
 def test_without_chi2_bellman_distill_is_cloning_in_loss_and_gradient() -> None:
     """(5): γ cancels; with outside="full" every token counts, as in `bc` (4g)."""
-    batch, off = batch_of("soft_q"), {"c": float("inf")}
+    batch, off = exact(), {"c": float("inf")}
     one, other = scattered("bellman_distill", outside="full", **off), scattered("bc")
     torch.testing.assert_close(with_gradient(one, one.loss(batch)[0]), with_gradient(other, other.loss(batch)[0]))
 
 
 def test_without_chi2_and_leak_bellman_distill_is_nucleus_likelihood_in_loss_and_gradient() -> None:
-    batch = batch_of("soft_q")
+    batch = exact()
     agent = scattered("bellman_distill", c=float("inf"), leak_weight=0.0)
     policy = agent.student.scores(batch).log_policy[:, :-1].gather(2, batch.slots.clamp(min=0)[..., None])[..., 0]
     wanted = -(policy * batch.step_weights * batch.in_set).sum() / batch.step_weights.sum()
@@ -229,7 +133,7 @@ def test_without_chi2_and_leak_bellman_distill_is_nucleus_likelihood_in_loss_and
 
 
 def test_the_expected_linear_term_is_the_sampled_one_on_the_teachers_own_frequencies() -> None:
-    batch = batch_of("soft_q")
+    batch = exact()
     agents = [scattered("bellman_distill", linear=linear) for linear in ("sampled", "expected")]
     losses = [with_gradient(agent, agent.loss(batch)[0]) for agent in agents]
     torch.testing.assert_close(*losses, atol=1e-6, rtol=1e-5)
@@ -237,7 +141,7 @@ def test_the_expected_linear_term_is_the_sampled_one_on_the_teachers_own_frequen
 
 def test_a_padded_vocabulary_is_driven_out_by_kd() -> None:
     """A student with more rows than the teacher learns to leave them alone."""
-    batch = batch_of("kd")
+    batch = exact()
     agent = make_agent("kd", Student(model(vocabulary=12)), total_updates=150, lr=2e-2)
     for _ in range(150):
         agent.update(batch)

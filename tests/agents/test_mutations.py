@@ -17,8 +17,8 @@ from agents import objectives
 from agents.behavior_cloning import BehaviorCloning, FilteredCloning
 from agents.errors import InputError
 from envs.table_teacher import toy
-from tests.agents.oracle import TOLERANCE, Gap, arm, train
-from tests.agents.table_data import build, complete_paths
+from experiments.oracle import TOLERANCE, Gap, arm, train
+from experiments.table_data import build, complete_paths
 from tests.agents.test_objectives import PARTS
 
 LOOKING_AHEAD: list[tuple[str, dict[str, Any]]] = [

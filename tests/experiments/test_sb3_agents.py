@@ -30,8 +30,8 @@ from experiments.__main__ import main
 from experiments.compare import compare
 from experiments.jobs import FailedCells
 from experiments.loop import LoopTrainer
+from experiments.table_data import candidates
 from experiments.workspace import Workspace
-from tests.agents.table_data import candidates
 from tests.experiments.runs import small
 
 ROOT = Path(__file__).parents[2]

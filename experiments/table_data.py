@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from agents.episodes import PAD_LOGP, Episodes
+from agents.student import Scorer
 from envs.candidates import Candidates, top_p
 from envs.table_teacher import TableTeacher
 
@@ -33,13 +34,17 @@ def candidates(teacher: TableTeacher, p: float) -> Candidates:
     return top_p(torch.from_numpy(teacher.table).float(), p)
 
 
-def complete_paths(teacher: TableTeacher, depth: int, *, uniform: bool = False) -> list[Path]:
-    """Every path of `depth` tokens (fewer when EOS comes) from every state, weighted by the walker's probability."""
+def complete_paths(teacher: TableTeacher, depth: int, *, anyones: bool = False) -> list[Path]:
+    """Every path of `depth` tokens (fewer when EOS comes) from every state, weighted by the teacher's probability.
+
+    With `anyones` every path that any walker could take, tokens the teacher never takes included, all of one weight;
+    `as_walked` weights them.
+    """
 
     def extend(state: int, left: int) -> Iterator[tuple[tuple[int, ...], float]]:
         for token, probability in enumerate(teacher.probabilities[state]):
-            share = 1 / teacher.vocab_size if uniform else float(probability)
-            if probability == 0:
+            share = 1.0 if anyones else float(probability)
+            if share == 0:
                 continue
             if token == 0 or left == 1:
                 yield (token,), share
@@ -75,7 +80,6 @@ def build(
     p: float,
     gamma: float,
     *,
-    uniform: bool = False,
     truncation_terminates: bool = False,
     eos_continues: bool = False,
     reward: str = "logprob",
@@ -87,7 +91,7 @@ def build(
     live = torch.zeros(size, steps + 1, dtype=torch.bool)  # row has candidates
     tokens = torch.zeros(size, teacher.order + steps, dtype=torch.int64)
     taken, slots = torch.zeros(size, steps, dtype=torch.int64), torch.full((size, steps), -1)
-    logp, behaviour = torch.zeros(size, steps), torch.zeros(size, steps)
+    logp = torch.zeros(size, steps)
     discounts = torch.zeros(size, steps)
     for b, path in enumerate(paths):
         text = digits(teacher, path.state) + list(path.tokens)
@@ -97,8 +101,7 @@ def build(
             rows[b, t], live[b, t], taken[b, t] = state, True, token
             found = ((inside.ids[state] == token) & inside.mask[state]).nonzero()
             slots[b, t] = int(found[0]) if len(found) else -1
-            logp[b, t] = float(teacher.table[state, token])
-            behaviour[b, t] = -math.log(teacher.vocab_size) if uniform else logp[b, t]
+            logp[b, t] = max(float(teacher.table[state, token]), PAD_LOGP)
             state, ended = int(after[state, token]), token == 0
             last = t == len(path.tokens) - 1
             stops = (ended and not eos_continues) or (last and not ended and truncation_terminates)
@@ -118,11 +121,38 @@ def build(
         rewards=rewards,
         discounts=discounts,
         in_set=slots >= 0,
-        behaviour_logp=behaviour,
+        behaviour_logp=logp,
         teacher_logp_taken=logp,
         from_teacher=torch.ones(size, dtype=torch.bool),
         weights=torch.tensor([path.weight for path in paths]),
         teacher_logp=torch.from_numpy(teacher.table).float().clamp(min=PAD_LOGP)[rows[:, :-1]],
+    )
+
+
+@torch.no_grad()
+def as_walked(student: Scorer, paths: Episodes) -> Episodes:
+    """The same paths as if the student had walked them: weighted by its full softmax, which `behaviour_logp` notes.
+
+    Of `complete_paths(anyones=True)` this is its exact distribution from every state, to be taken anew before every
+    update. A path it never takes keeps a weight of 1e-12: weights are positive.
+    """
+    logp = student.scores(paths).logp_taken.float().clamp(PAD_LOGP, 0.0)  # (B, T)
+    return dataclasses.replace(
+        paths,
+        behaviour_logp=logp,
+        weights=logp.sum(1).exp().clamp(min=1e-12),
+        from_teacher=torch.zeros_like(paths.from_teacher),
+    )
+
+
+def mixed(teachers: Episodes, students: Episodes, share: float) -> Episodes:
+    """Both together, the student's counting for `share` in every mean; both parts weigh one per start state."""
+    assert teachers.weights is not None and students.weights is not None
+    return Episodes.concatenate(
+        [
+            dataclasses.replace(teachers, weights=(1 - share) * teachers.weights),
+            dataclasses.replace(students, weights=share * students.weights),
+        ]
     )
 
 

@@ -1,0 +1,53 @@
+"""What scores read of wide logits, in one pass forward and one buffer backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PART = 2**22
+"""Logits at a time: scratch of 16 MB, which an allocator keeps, where whole (N, V) copies are paged in anew."""
+
+
+def picked(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits of some tokens, and the log-sum-exp of all; differentiable once.
+
+        z(a) for a ∈ ids,   log Σ_{a ∈ V} exp z(a)
+
+    As `logits.gather(1, ids)` and `logits.logsumexp(1)`, whose gradients would be a buffer (N, V) each, and their sums
+    more; here it is written once: softmax · ∂/∂lse, and ∂/∂z added at the ids.
+
+    Args:
+        logits: (N, V); ids: (N, K) int64.
+    Returns: (N, K) and (N,).
+    """
+    return _picked(logits, ids)
+
+
+class _Picked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        everything = torch.cat([part.logsumexp(1) for part in logits.chunk(_parts(logits))])
+        ctx.save_for_backward(logits, ids, everything)
+        return logits.gather(1, ids), everything
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        logits, ids, everything = ctx.saved_tensors
+        at_ids, at_sum = gradients
+        whole = torch.empty_like(logits)
+        tensors = (value.chunk(_parts(logits)) for value in (whole, logits, everything, at_sum))
+        for part, own, normaliser, weight in zip(*tensors, strict=True):
+            torch.sub(own, normaliser[:, None], out=part)
+            part.exp_().mul_(weight[:, None])
+        return whole.scatter_add_(1, ids, at_ids), None
+
+
+_picked: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _Picked.apply
+
+
+def _parts(logits: Tensor) -> int:
+    return -(-logits.numel() // PART)

@@ -1,0 +1,100 @@
+"""`bench learn` compares equals: single transitions give the loss and the gradient of the sequences they come from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from agents import make_agent
+from agents.episodes import Episodes
+from agents.student import Student, build_student
+from experiments.__main__ import main
+from experiments.bench.learn import BenchLearnConfig, episodes_of, learnable_teacher, learner
+from experiments.bench.rows import LastPosition, step_in_parts, transitions
+
+SMALL = ["--vocabularies", "300", "--student", "tiny", "--steps", "5", "--prompt-tokens", "3", "--episodes", "3"]
+CONFIG = BenchLearnConfig(vocabularies=(300,), student="tiny", steps=5, prompt_tokens=3, episodes=3)
+
+
+def batch() -> Episodes:
+    return episodes_of(CONFIG, learnable_teacher(300), 3, seed=0)
+
+
+def test_bench_learn_prints_a_table_and_writes_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--transitions", "4", "--kl-transitions", "4", "--kl-updates", "2", "--repeats", "2"]
+    assert main(["bench", "learn", *SMALL, *more, "--json", str(tmp_path / "learn.json")]) == 0
+    assert "| 300 | tiny" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "learn.json").read_text())["figures"]
+    assert [(figure["name"], figure.get("arm")) for figure in figures] == [
+        ("transitions_per_second", "sequence"),
+        ("transitions_per_second", "transition"),
+        ("sequence_over_transition", None),
+        ("seconds_to_equal_kl", "sequence"),
+        ("seconds_to_equal_kl", "transition"),
+        ("transition_seconds_over_sequence", None),
+    ]
+    for figure in figures:
+        assert figure["V"] == 300 and figure["student"] == "tiny" and figure["value"] > 0
+    ratio, first, then = figures[2], figures[3], figures[4]
+    assert 0 < ratio["low"] <= ratio["value"] <= ratio["high"] and ratio["repeats"] == 2
+    assert first["kl"] == then["kl"] < first["kl_start"]  # both measured from one start to one goal
+    assert then["capped"] == (then["kl_reached"] > then["kl"])
+
+
+def test_what_is_left_out_is_no_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "learn", *SMALL, "--transitions", "4", "--kl-updates", "0", "--repeats", "1"]) == 0
+    assert "| 300 | tiny" in capsys.readouterr().out
+
+
+def test_single_transitions_give_the_gradient_of_their_sequences() -> None:
+    """`hinge` is left out: it weighs the states after a step, which transitions hold twice."""
+    whole, models = batch(), [build_student("tiny", tokenizer=None, vocab_size=300).model for _ in range(2)]
+    agents = [
+        make_agent("soft_q", kind(model), total_updates=9, hinge=0.0)
+        for kind, model in zip((Student, LastPosition), models, strict=True)
+    ]
+    for agent in agents:  # values that are not 0 everywhere
+        for side in (agent.student, agent.target):
+            torch.nn.init.normal_(side.value_head.weight, generator=torch.Generator().manual_seed(1))
+    losses = [agent.loss(data)[0] for agent, data in zip(agents, (whole, transitions(whole)), strict=True)]
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
+    gradients = [torch.autograd.grad(loss, agent.trainables()) for loss, agent in zip(losses, agents, strict=True)]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+
+
+def test_a_step_in_parts_is_one_gradient_step() -> None:
+    rows = transitions(batch())
+    inside = rows.select(rows.in_set[:, 0].nonzero()[:4, 0])  # losses that count these alone are means over parts
+    agents = [learner(CONFIG, 300, LastPosition) for _ in range(2)]
+    parts = [inside.select([0, 1]), inside.select([2, 3])]
+    assert step_in_parts(agents[0], [inside]) == step_in_parts(agents[1], parts) == 4
+    gradients = [[value.grad for value in agent.trainables()] for agent in agents]
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
+
+
+def test_transitions_end_where_their_texts_do() -> None:
+    whole = batch()
+    rows = transitions(whole)
+    assert len(rows) == int(whole.length.sum())
+    assert int(rows.terminated.sum()) == int(whole.terminated.sum())
+    for index in range(len(rows)):
+        assert not rows.tokens[index, int(rows.prompt_length[index]) + 1 :].any()
+    torch.testing.assert_close(rows.rewards.sum(), whole.rewards.sum())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--kl-transitions", "0"], "kl_transitions has 0; it must be at least 1"),
+        (["--kl-cap", "0"], "kl_cap = 0.0 above 0"),
+        (["--vocabularies", "0"], "vocabularies has 0"),
+    ],
+)
+def test_bad_input_is_named(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "learn", *words])
+    assert stopped.value.code == 2
+    assert says in " ".join(capsys.readouterr().err.split())
