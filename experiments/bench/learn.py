@@ -22,6 +22,7 @@ from envs.errors import InputError
 from envs.hf_teacher import HFTeacher
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.bench.env import bench_teacher
+from experiments.bench.lockstep import ARMS, lockstep
 from experiments.bench.rows import LastPosition, step_in_parts, transitions
 from experiments.bench.timing import race
 from experiments.collect import collect
@@ -59,6 +60,8 @@ class BenchLearnConfig:
     """Updates on sequences whose divergence from the teacher the other arm has to reach; 0 leaves that out."""
     kl_cap: float = 6.0
     """How many times as long the other arm may take for it."""
+    walk_rows: int = 64
+    """Texts that a student walks together, with a teacher of six layers; 0 leaves that out."""
     top_p: float = 0.9
     max_candidates: int = 64
     repeats: int = 5
@@ -80,6 +83,8 @@ class BenchLearnConfig:
         for name, value in {**counts, "vocabularies": min(self.vocabularies, default=0)}.items():
             if value < 1:
                 raise InputError(f"{name} has {value}; it must be at least 1")
+        if self.walk_rows < 0:
+            raise InputError(f"walk_rows = {self.walk_rows} must not be negative; 0 leaves the walk out")
         if self.kl_updates < 0 or self.kl_cap <= 0:
             raise InputError(f"kl_updates = {self.kl_updates} must not be negative, kl_cap = {self.kl_cap} above 0")
 
@@ -213,5 +218,14 @@ def _teacher_logp(teacher: HFTeacher, episodes: Episodes) -> Tensor:
     return found
 
 
-PARTS: tuple[Callable[[BenchLearnConfig, HFTeacher], list[Figure]], ...] = (speed, equal_kl)
+def walks(config: BenchLearnConfig, teacher: HFTeacher) -> list[Figure]:
+    """A student's walk in lockstep with a teacher of six layers, against two raw decodes."""
+    if not config.walk_rows:
+        return []
+    size = (config.walk_rows, config.prompt_tokens, config.steps)
+    with tqdm(total=ARMS * (config.repeats + 1), unit="run", desc=f"student walks, V = {teacher.vocab_size:,}") as bar:
+        return lockstep(teacher.vocab_size, *size, config.repeats, bar)
+
+
+PARTS: tuple[Callable[[BenchLearnConfig, HFTeacher], list[Figure]], ...] = (speed, equal_kl, walks)
 """What is measured at each width, in order."""

@@ -18,6 +18,9 @@ RATIOS = {
 PARTS = ("forward", "candidates", "bookkeeping")
 
 
+WALKERS = ("lockstep", "raw teacher", "raw student")
+
+
 def of_env(figures: Sequence[Figure]) -> str:
     """Steps per second by arm, with peak memory and where the time goes; then every ratio with its interval."""
     places = list(dict.fromkeys((figure["V"], figure["N"]) for figure in figures if figure["name"] == "share_of_time"))
@@ -73,7 +76,17 @@ def of_learn(figures: Sequence[Figure]) -> str:
             line += [f"{first['kl_start']:.2f} → {first['kl']:.2f}", f"{first['value']:.0f}"]
             line += [f"{more}{then['value']:.0f}", f"{more}{then['value'] / first['value']:.1f}"]
         lines.append([*line, *[""] * (len(lines[0]) - len(line))])
-    return "one update on whole sequences, over the same on single transitions\n\n" + _table(lines)
+    text = "one update on whole sequences, over the same on single transitions\n\n" + _table(lines)
+    walks = [["V", "texts", "walk, tokens/s", "teacher alone", "student alone", "walk over both", "interval"]]
+    for ratio in figures:
+        if ratio["name"] == "lockstep_over_raw":
+            here = [figure for figure in figures if figure["V"] == ratio["V"]]
+            rates = [_one(here, "tokens_per_second", arm=arm)["value"] for arm in WALKERS]
+            line = [f"{ratio['V']:,}", str(ratio["N"]), *(f"{rate:,.0f}" for rate in rates), f"{ratio['value']:.2f}"]
+            walks.append([*line, f"{ratio['low']:.2f} – {ratio['high']:.2f}"])
+    if len(walks) == 1:
+        return text
+    return f"{text}\n\na student's walk in lockstep, over raw decoding of both, one after the other\n\n{_table(walks)}"
 
 
 def _one(figures: Sequence[Figure], name: str, **more: str) -> Figure:

@@ -24,7 +24,7 @@ def batch() -> Episodes:
 
 
 def test_bench_learn_prints_a_table_and_writes_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    more = ["--transitions", "4", "--kl-transitions", "4", "--kl-updates", "2", "--repeats", "2"]
+    more = ["--walk-rows", "2", "--transitions", "4", "--kl-transitions", "4", "--kl-updates", "2", "--repeats", "2"]
     assert main(["bench", "learn", *SMALL, *more, "--json", str(tmp_path / "learn.json")]) == 0
     assert "| 300 | tiny" in capsys.readouterr().out
     figures = json.loads((tmp_path / "learn.json").read_text())["figures"]
@@ -35,8 +35,13 @@ def test_bench_learn_prints_a_table_and_writes_every_figure(tmp_path: Path, caps
         ("seconds_to_equal_kl", "sequence"),
         ("seconds_to_equal_kl", "transition"),
         ("transition_seconds_over_sequence", None),
+        ("tokens_per_second", "lockstep"),
+        ("tokens_per_second", "raw teacher"),
+        ("tokens_per_second", "raw student"),
+        ("lockstep_over_raw", None),
     ]
-    for figure in figures:
+    assert figures[-1]["V"] == 300 and figures[-1]["N"] == 2 and 0 < figures[-1]["low"] <= figures[-1]["high"]
+    for figure in figures[:6]:
         assert figure["V"] == 300 and figure["student"] == "tiny" and figure["value"] > 0
     ratio, first, then = figures[2], figures[3], figures[4]
     assert 0 < ratio["low"] <= ratio["value"] <= ratio["high"] and ratio["repeats"] == 2
@@ -45,7 +50,12 @@ def test_bench_learn_prints_a_table_and_writes_every_figure(tmp_path: Path, caps
 
 
 def test_what_is_left_out_is_no_figure(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "learn", *SMALL, "--transitions", "4", "--kl-updates", "0", "--repeats", "1"]) == 0
+    assert (
+        main(
+            ["bench", "learn", *SMALL, "--transitions", "4", "--kl-updates", "0", "--walk-rows", "0", "--repeats", "1"]
+        )
+        == 0
+    )
     assert "| 300 | tiny" in capsys.readouterr().out
 
 
