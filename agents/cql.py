@@ -46,9 +46,8 @@ class CQL(BoundedAgent[CQLConfig]):
 
     @property
     def fixed_point(self) -> FixedPoint:
-        config = self.config
-        known = {"gamma": config.gamma, "alpha": config.alpha, "reward": config.reward}
-        return FixedPoint("conservative", weight=config.conservatism, **known)
+        c = self.config
+        return FixedPoint("conservative", gamma=c.gamma, alpha=c.alpha, weight=c.conservatism, reward=c.reward)
 
     @property
     def bounded(self) -> bool:

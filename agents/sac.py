@@ -87,7 +87,8 @@ class SAC(TDAgent[SACConfig]):
     @property
     def alpha(self) -> Tensor:
         """The temperature as it is now, without gradient."""
-        return self.temperature["log_alpha"].detach().exp()
+        now: Tensor = self.temperature["log_alpha"].detach().exp()
+        return now
 
     @property
     def bounded(self) -> bool:
