@@ -88,10 +88,11 @@ def checked(name: str, kind: type[Any], overrides: Mapping[str, Any]) -> Any:
 class FixedPoint:
     """Where an agent ends on a table teacher; `kind` and the rest are what the exact solver takes."""
 
-    kind: Literal["teacher", "renormalised", "conditioned", "hard", "soft", "chi2"]
+    kind: Literal["teacher", "renormalised", "conditioned", "hard", "soft", "conservative", "chi2"]
     gamma: float = 1.0
     alpha: float = 1.0
     c: float = math.inf
+    weight: float = 0.0
     reward: str = "logprob"
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from agents import objectives
-from agents.base import Agent, FixedPoint, Logs, require
+from agents.base import FixedPoint, Logs, require
 from agents.episodes import Episodes
 from agents.objectives import average
-from agents.td import TDConfig
+from agents.td import TDAgent, TDConfig
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,12 @@ class BellmanConfig(TDConfig):
         require(self, "linear", self.linear in ("sampled", "expected"), 'must be "sampled" or "expected"')
 
 
-class BellmanDistill(Agent[BellmanConfig]):
+class BellmanDistill(TDAgent[BellmanConfig]):
     """max_Q E_T[φ(Q − γV_p(s'))] − E_T[V_p(s) − γV_p(s')] (5); its fixed point is its own χ² optimum, not the teacher.
 
     The gradient runs through both ends of a transition, so no target network is needed. V(s_H) after a truncated end is
-    one such end and never the left side of a step. Rewards are not read. With c = ∞ and outside="full" it is `bc`.
+    one such end and never the left side of a step. Rewards are not read. With c = ∞ and outside="full" it is
+    `bc`. `shuffle` permutes V(s') in χ² alone: from the linear part it cancels, as γ does.
     """
 
     name: ClassVar[str] = "bellman_distill"
@@ -54,7 +55,8 @@ class BellmanDistill(Agent[BellmanConfig]):
         scores = self.student.scores(batch)
         mask, log_inside = batch.mask[:, :-1], scores.log_inside[:, :-1]
         log_policy = objectives.at_slots(scores.log_policy[:, :-1], batch.slots)  # (B, T)
-        transition = (scores.value[:, :-1], log_policy, batch.discounts, scores.value[:, 1:])
+        ahead = self.ahead(scores.value, batch)[:, 1:]
+        transition = (scores.value[:, :-1], log_policy, batch.discounts, ahead)
         reward = objectives.inverse_reward(*transition)
         step = torch.where(batch.in_set, objectives.inverse_soft_q(*transition, config.c), 0)
         if config.linear == "expected":

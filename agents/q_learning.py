@@ -52,7 +52,7 @@ class QLearning(ValueAgent[QConfig]):
             slow = self.target.scores(batch)
             frozen = objectives.levelled_q(slow.value, slow.log_policy, alpha)
             best = objectives.double_value(q if self.config.double else frozen, frozen, batch.mask)  # (B, T+1)
-            values = self.clamped(best, batch.mask.shape[-1])
+            values = self.ahead(self.clamped(best, batch.mask.shape[-1]), batch)
             target = objectives.bootstrap(batch.rewards, batch.discounts, values[:, 1:])  # (B, T)
         error = objectives.at_slots(q[:, :-1], batch.slots) - target
         td = average(objectives.huber(error, self.config.huber), batch.step_weights * batch.in_set)

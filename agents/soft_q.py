@@ -1,4 +1,4 @@
-"""Soft Q-learning on the top-p MDP: one-step or path-consistent targets, and an exact cross-entropy for the policy."""
+"""Soft Q-learning on the top-p MDP: path-consistent targets, and an exact cross-entropy for the policy."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from agents.base import FixedPoint, Logs, require
 from agents.episodes import Episodes
 from agents.objectives import average
 from agents.student import Scores
-from agents.td import ValueAgent, ValueConfig
+from agents.td import PathConfig, ValueAgent, ValueConfig
 
 
 @dataclass(frozen=True)
-class SoftQConfig(ValueConfig):
+class SoftQConfig(PathConfig, ValueConfig):
     """Settings of `soft_q`."""
 
-    n: int = 1
-    """Steps of the path-consistent target; 1 is the one-step soft backup."""
     gradient: Literal["target", "residual"] = "target"
     """"target": bootstrapped values come from the target network; "residual": from the student, with their gradient
     (unbiased: transitions are deterministic)."""
@@ -31,13 +29,12 @@ class SoftQConfig(ValueConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "n", self.n >= 1, "must be at least 1")
         require(self, "gradient", self.gradient in ("target", "residual"), 'must be "target" or "residual"')
         require(self, "anchor", self.anchor >= 0, "must not be negative")
 
 
 class SoftQ(ValueAgent[SoftQConfig]):
-    """V(s_t) → path-consistent return over n steps (3); its fixed point is the soft Q*.
+    """V(s_t) → path-consistent return over n steps, or λ-return (3); its fixed point is the soft Q*.
 
     With the levelled Q, V_p(s) = v(s), and at n = 1 the error v(s_t) − (r − α log π + γ v̄(s')) is Q − (r + γ V̄_p(s')).
     The trace is cut before a token outside the set, and steps that begin with one are left out. `anchor` adds the same
@@ -63,24 +60,25 @@ class SoftQ(ValueAgent[SoftQConfig]):
         scores = self.student.scores(batch)
         log_policy = objectives.at_slots(scores.log_policy[:, :-1], batch.slots)  # (B, T)
         if config.gradient == "residual":
-            ahead = scores.value
+            values = scores.value
         else:
             with torch.no_grad():
-                ahead = self.target.values(batch)
-        ahead = self.clamped(ahead)  # (B, T+1)
-        path = (batch.rewards, batch.discounts, log_policy, ahead, batch.in_set)
-        error = scores.value[:, :-1] - objectives.path_target(*path, n=config.n, alpha=config.alpha)
+                values = self.target.values(batch)
+        values = self.clamped(values)  # (B, T+1)
+        ahead = self.ahead(values, batch)
+        target = config.returns(batch.rewards, batch.discounts, log_policy, ahead, batch.in_set)
+        error = scores.value[:, :-1] - target
         td = average(objectives.huber(error, config.huber), batch.step_weights * batch.in_set)
         if config.anchor:
-            td = td + config.anchor * self.anchored(scores, log_policy, ahead.detach(), batch)
+            td = td + config.anchor * self.anchored(scores, log_policy, values.detach(), ahead.detach(), batch)
         return self.finish(td, error, scores, batch)
 
-    def anchored(self, scores: Scores, log_policy: Tensor, values: Tensor, batch: Episodes) -> Tensor:
+    def anchored(self, scores: Scores, log_policy: Tensor, values: Tensor, ahead: Tensor, batch: Episodes) -> Tensor:
         """Cross-entropy to the backed-up policy π̂ ∝ exp((r + γV(s'))/α) on the set, unbiased from the token taken."""
         mask = batch.mask[:, :-1]
         teacher = objectives.renormalise(batch.logp[:, :-1], mask)  # (B, T, K)
         everything = objectives.set_cross_entropy(teacher, scores.log_policy[:, :-1], mask)  # (B, T)
-        backed_up = objectives.bootstrap(batch.rewards, batch.discounts, values[:, 1:])
+        backed_up = objectives.bootstrap(batch.rewards, batch.discounts, ahead[:, 1:])
         advantage = (backed_up - values[:, :-1]) / self.config.alpha
         taken = objectives.at_slots(teacher, batch.slots)
         correction = objectives.backup_correction(advantage, log_policy, taken, batch.behaviour_logp)

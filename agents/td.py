@@ -1,4 +1,4 @@
-"""What agents that look ahead share: γ and the leak; and for Q learners a target network and what values can be."""
+"""What agents that look ahead share: γ, the leak, the shuffled control; for Q learners a target network and (4d)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from agents import objectives
 from agents.base import Agent, Config, Logs, require
 from agents.episodes import Episodes
+from agents.errors import InputError
 from agents.objectives import average
 from agents.student import Scorer, Scores
 
@@ -24,6 +25,8 @@ class TDConfig(Config):
     """Discount; the episodes must be built with the same one."""
     leak_weight: float = 1.0
     """Weight of −log(1 − leak), which makes a loss on candidates a loss on the whole softmax (4g)."""
+    shuffle: bool = False
+    """A control: bootstrapped values are permuted among the states of the batch before they enter a target."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -32,48 +35,118 @@ class TDConfig(Config):
 
 
 @dataclass(frozen=True)
-class ValueConfig(TDConfig):
-    """Settings of agents that regress Q = v + α log π_S^A on a target."""
+class CriticConfig(TDConfig):
+    """Settings of agents whose values meet a target."""
 
     alpha: float = 1.0
     """Entropy temperature of Q = v + α log π."""
-    target_period: int = 1
-    """Updates between two moves of the target network."""
-    target_rate: float = 0.05
-    """Share of the way it moves; 1 copies."""
     huber: float = 1.0
     """TD errors beyond this many nats count linearly; ∞ squares them all."""
-    reward: str = "logprob"
-    """Reward the episodes were paid; `clamp` and `hinge` apply to `logprob` alone."""
-    clamp: bool = True
-    """Hold bootstrapped values to what (4d) allows."""
-    min_mass: float | None = None
-    """Smallest mass of a candidate set (top_p, unless sets are cut), for `clamp`'s lower bound; None: upper only."""
-    hinge: float = 1.0
-    """Weight of the free bound Q <= log π_T on every candidate."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "alpha", self.alpha > 0, "must be positive")
+        require(self, "huber", self.huber > 0, "must be positive")
+
+
+@dataclass(frozen=True)
+class TargetConfig(CriticConfig):
+    """Settings of agents with a target network."""
+
+    target_period: int = 1
+    """Updates between two moves of the target network."""
+    target_rate: float = 0.05
+    """Share of the way it moves; 1 copies."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         require(self, "target_period", self.target_period >= 1, "must be at least 1")
         require(self, "target_rate", 0 < self.target_rate <= 1, "must lie in (0, 1]")
-        require(self, "huber", self.huber > 0, "must be positive")
-        require(self, "hinge", self.hinge >= 0, "must not be negative")
+
+
+@dataclass(frozen=True)
+class PathConfig(TargetConfig):
+    """Settings of agents whose targets run along the path taken."""
+
+    n: int = 1
+    """Steps of the path-consistent target; 1 is the one-step soft backup."""
+    lam: float | None = None
+    """λ of path-consistent λ-returns in place of n steps: 0 is n = 1, 1 the whole path; None: n steps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "n", self.n >= 1, "must be at least 1")
+        require(self, "lam", self.lam is None or 0 <= self.lam <= 1, "must lie in [0, 1], or be None")
+        require(self, "lam", self.lam is None or self.n == 1, f"excludes n = {self.n}: set one of the two")
+
+    def returns(self, rewards: Tensor, discounts: Tensor, log_policy: Tensor, ahead: Tensor, in_set: Tensor) -> Tensor:
+        """The target of V(s_t): n steps along the path, or all of it by λ.  # (B, T)"""
+        path = (rewards, discounts, log_policy, ahead, in_set)
+        if self.lam is None:
+            return objectives.path_target(*path, n=self.n, alpha=self.alpha)
+        return objectives.lambda_returns(*path, lam=self.lam, alpha=self.alpha)
+
+
+@dataclass(frozen=True)
+class BoundedConfig(TargetConfig):
+    """Settings of agents whose optimal values (4d) bounds."""
+
+    reward: str = "logprob"
+    """Reward the episodes were paid; bounds on values apply to `logprob` alone."""
+    clamp: bool = True
+    """Hold bootstrapped values to what (4d) allows."""
+    min_mass: float | None = None
+    """Smallest mass of a candidate set (top_p, unless sets are cut), for `clamp`'s lower bound; None: upper only."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         require(self, "min_mass", self.min_mass is None or 0 < self.min_mass <= 1, "must lie in (0, 1]")
 
 
+@dataclass(frozen=True)
+class ValueConfig(BoundedConfig):
+    """Settings of agents that regress Q = v + α log π_S^A on a target."""
+
+    hinge: float = 1.0
+    """Weight of the free bound Q <= log π_T on every candidate, for reward `logprob`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "hinge", self.hinge >= 0, "must not be negative")
+
+
+D = TypeVar("D", bound=TDConfig)
+P = TypeVar("P", bound=TargetConfig)
+B = TypeVar("B", bound=BoundedConfig)
 V = TypeVar("V", bound=ValueConfig)
 
 
-class ValueAgent(Agent[V]):
-    """A Q learner with a target network, values held to (4d) and Q held under its reward; `bounded` says when."""
+class TDAgent(Agent[D]):
+    """An agent that looks ahead with its student's values.
 
-    @property
-    @abstractmethod
-    def bounded(self) -> bool:
-        """Whether (4d) holds for this agent's values."""
+    Raises: InputError: a student without values.
+    """
 
-    def __init__(self, student: Scorer, config: V, *, seed: int, total_updates: int) -> None:
+    def __init__(self, student: Scorer, config: D, *, seed: int, total_updates: int) -> None:
+        if not callable(getattr(student, "values", None)):
+            raise InputError(
+                f"{self.name} learns values and a {type(student).__name__} has none; wrap the model in "
+                "agents.student.Student, which adds a value head"
+            )
+        super().__init__(student, config, seed=seed, total_updates=total_updates)
+
+    def ahead(self, values: Tensor, batch: Episodes) -> Tensor:
+        """Values as they enter a target: as they are, or in the control those of other states.  # (B, T+1)"""
+        if not self.config.shuffle:
+            return values
+        order = torch.randperm(int(batch.states.sum()), generator=self.generator)
+        return objectives.permuted(values, batch.states, order.to(values.device))
+
+
+class TargetAgent(TDAgent[P]):
+    """A learner of levelled Q values with a target network."""
+
+    def __init__(self, student: Scorer, config: P, *, seed: int, total_updates: int) -> None:
         super().__init__(student, config, seed=seed, total_updates=total_updates)
         self.target = student.copy()
 
@@ -84,19 +157,10 @@ class ValueAgent(Agent[V]):
         if self.updates % self.config.target_period == 0:
             follow(self.target, self.student, self.config.target_rate)
 
-    def clamped(self, values: Tensor, width: int = 1) -> Tensor:
-        """Values held to `value_bounds`, where those hold."""
-        if not (self.config.clamp and self.bounded):
-            return values
-        lower, upper = objectives.value_bounds(self.config.gamma, self.config.min_mass, width)
-        return values.clamp(lower, upper)
-
     def finish(self, td: Tensor, error: Tensor, scores: Scores, batch: Episodes) -> tuple[Tensor, Logs]:
-        """The TD loss plus hinge and leak, and what every Q learner logs."""
+        """The TD loss plus the leak, and what every Q learner logs."""
         config, steps = self.config, batch.step_weights
-        assert batch.weights is not None
         log_inside = scores.log_inside[:, :-1]
-        loss = td - config.leak_weight * average(log_inside, steps)
         q = objectives.levelled_q(scores.value, scores.log_policy, config.alpha)  # (B, T+1, K)
         logs = {
             "td_error": average(error.abs(), steps * batch.in_set),
@@ -104,10 +168,41 @@ class ValueAgent(Agent[V]):
             "v_mean": average(scores.value[:, :-1], steps),
             "log_inside": average(log_inside, steps),
         }
-        if config.hinge and self.bounded:
-            excess = average(objectives.hinge(q, batch.logp, batch.mask), batch.weights[:, None] * batch.states)
-            return loss + config.hinge * excess, {**logs, "hinge": excess}
-        return loss, logs
+        return td - config.leak_weight * average(log_inside, steps), logs
+
+
+class BoundedAgent(TargetAgent[B]):
+    """A Q learner with values held to (4d); `bounded` says when it applies."""
+
+    @property
+    @abstractmethod
+    def bounded(self) -> bool:
+        """Whether (4d) holds for this agent's values."""
+
+    def clamped(self, values: Tensor, width: int = 1) -> Tensor:
+        """Values held to `value_bounds`, where those hold."""
+        return held(values, self.config, width) if self.bounded else values
+
+
+class ValueAgent(BoundedAgent[V]):
+    """A Q learner with values held to (4d) and Q held under its reward."""
+
+    def finish(self, td: Tensor, error: Tensor, scores: Scores, batch: Episodes) -> tuple[Tensor, Logs]:
+        """The TD loss plus hinge and leak."""
+        loss, logs = super().finish(td, error, scores, batch)
+        if not (self.config.hinge and self.bounded):
+            return loss, logs
+        assert batch.weights is not None
+        q = objectives.levelled_q(scores.value, scores.log_policy, self.config.alpha)
+        excess = average(objectives.hinge(q, batch.logp, batch.mask), batch.weights[:, None] * batch.states)
+        return loss + self.config.hinge * excess, {**logs, "hinge": excess}
+
+
+def held(values: Tensor, config: BoundedConfig, width: int = 1) -> Tensor:
+    """Values held to `value_bounds` of these settings, where they say so."""
+    if not config.clamp:
+        return values
+    return values.clamp(*objectives.value_bounds(config.gamma, config.min_mass, width))
 
 
 @torch.no_grad()

@@ -12,20 +12,21 @@ All values are in nats; S states, V tokens, H steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from envs import exact_conservative
 from envs.errors import InputError
 from envs.exact_chi2 import Transitions, maximise_chi2
 from envs.table_teacher import TableTeacher
 from envs.teachers import nearest
 
 Array: TypeAlias = NDArray[np.float64]
-TARGETS = ("teacher", "renormalised", "conditioned", "hard", "soft", "chi2")
+TARGETS = ("teacher", "renormalised", "conditioned", "hard", "soft", "conservative", "chi2")
 REWARDS = ("logprob", "topp_logprob", "induced_hard", "induced_soft")
 SWEEPS = 1000  # between two looks at whether the values still settle
 
@@ -136,6 +137,7 @@ def solve(
     gamma: float = 1.0,
     alpha: float = 1.0,
     c: float = np.inf,
+    weight: float = 0.0,
     reward: str | Array = "logprob",
     visits: Array | None = None,
 ) -> Solution:
@@ -146,16 +148,18 @@ def solve(
         conditioned   π_T(a|s) P(stays inside from s·a) / P(stays inside from s), from linear equations
         hard          greedy in Q = r + γ max_{A_p} Q(s', ·)
         soft          exp(Q/α) on the set, Q = r + γ V_p(s'): equation (3)
+        conservative  `soft` with the penalty of conservative Q-learning on teacher data: see `exact_conservative`
         chi2          the optimum of equation (5): see `exact_chi2.maximise_chi2`
 
     Source: equations (1)-(6) of the design.
 
     Args:
         top_p: p of equation (1), in (0, 1].
-        gamma: discount, in [0, 1]; read by hard, soft, chi2.
-        alpha: entropy temperature > 0; read by soft, chi2.
+        gamma: discount, in [0, 1]; read by hard, soft, conservative, chi2.
+        alpha: entropy temperature > 0; read by soft, conservative, chi2.
         c: width of φ(x) = x − x²/(4c) in equation (5), > 0; read by chi2.
-        reward: one of `REWARDS`, or (S, V) nats; read by hard, soft.
+        weight: of the conservative penalty, ≥ 0 nats; read by conservative.
+        reward: one of `REWARDS`, or (S, V) nats; read by hard, soft, conservative.
         visits: what the data of `chi2` hold, up to scale: (S,) how often each state is met by teacher walks, or (S, V)
             how often each token was taken in each state.
     Raises: InputError: an unknown target or reward, a parameter out of range, or values that do not exist (at γ = 1 a
@@ -163,7 +167,7 @@ def solve(
     """
     if target not in TARGETS:
         raise InputError(f"target {target!r} is not known{nearest(target, TARGETS)}")
-    _check(gamma, alpha, c)
+    _check(gamma, alpha, c, weight)
     if target == "teacher":
         mdp = _Mdp(teacher, 1.0)
         return mdp.solution(mdp.logp, np.zeros(len(mdp.logp)), 1.0)
@@ -179,7 +183,10 @@ def solve(
         return _chi2(mdp, gamma, alpha, c, visits)
     if gamma == 1.0:
         mdp.check_that_texts_end()
-    q, value = _iterate(mdp, mdp.rewards(reward, gamma, alpha), gamma, alpha, target == "hard")
+    pays = mdp.rewards(reward, gamma, alpha)
+    if target == "conservative":
+        return _conservative(mdp, pays, gamma, alpha, weight)
+    q, value = _iterate(mdp, pays, gamma, lambda q: mdp.best(q, alpha, target == "hard"))
     return mdp.solution(q, value, alpha, target == "hard")
 
 
@@ -203,7 +210,7 @@ def solve_finite(
     Returns: Solution with arrays (H + 1, S, V) and (H + 1, S); index = steps left; at 0 the policy is 0, q NaN.
     Raises: InputError: as `solve`; horizon below 1.
     """
-    _check(gamma, alpha, np.inf)
+    _check(gamma, alpha)
     if horizon < 1:
         raise InputError(f"horizon = {horizon} is below 1; give the number of tokens a text may have")
     mdp = _Mdp(teacher, top_p)
@@ -312,28 +319,39 @@ def _chi2(mdp: _Mdp, gamma: float, alpha: float, c: float, visits: Array | None)
     return Solution(policy, q, value, mdp.mask)
 
 
-def _iterate(mdp: _Mdp, pays: Array, gamma: float, alpha: float, hard: bool) -> tuple[Array, Array]:
-    """Q and V of equation (3), by sweeps until nothing moves."""
+def _conservative(mdp: _Mdp, pays: Array, gamma: float, alpha: float, weight: float) -> Solution:
+    """Q = the minimum of the penalised loss around r + γ V_p(s'), V_p its soft value; the data are the teacher's."""
+    data = mdp.inside / mdp.inside.sum(1, keepdims=True)
+
+    def penalised(target: Array) -> Array:
+        return exact_conservative.conservative_q(target, data, weight=weight, alpha=alpha)
+
+    target, value = _iterate(mdp, pays, gamma, lambda q: mdp.best(penalised(q), alpha, False))
+    return mdp.solution(penalised(target), value, alpha)
+
+
+def _iterate(mdp: _Mdp, pays: Array, gamma: float, back_up: Callable[[Array], Array]) -> tuple[Array, Array]:
+    """r + γV and V = back_up(r + γV), by sweeps until nothing moves: equation (3) where back_up is its V_p."""
     value, before = np.zeros(len(pays)), np.inf
     while True:
         for _ in range(SWEEPS):
             q = pays + gamma * mdp.ahead(value)
-            new = mdp.best(q, alpha, hard)
+            new = back_up(q)
             moved = float(np.abs(new - value).max())
             value = new
             if moved <= 1e-14 * (1.0 + float(np.abs(value).max())):
                 return q, value
         if not moved < 0.999 * before:
-            raise InputError(
-                f"the values at γ = {gamma}, α = {alpha} have no limit: long texts pay too well; take smaller ones"
-            )
+            raise InputError(f"the values at γ = {gamma} have no limit: long texts pay too well; take smaller ones")
         before = moved
 
 
-def _check(gamma: float, alpha: float, c: float) -> None:
+def _check(gamma: float, alpha: float, c: float = np.inf, weight: float = 0.0) -> None:
     if not 0.0 <= gamma <= 1.0:
         raise InputError(f"gamma = {gamma} is outside [0, 1]; 0.99 is a usual value")
     if not 0.0 < alpha < np.inf:
         raise InputError(f"alpha = {alpha} is not above 0; 1 is the teacher's own temperature")
     if not c > 0.0:
         raise InputError(f"c = {c} is not above 0; 0.1 is the published value, infinity switches χ² off")
+    if not 0.0 <= weight < np.inf:
+        raise InputError(f"weight = {weight} is below 0 or not finite; 1 is a usual value, 0 leaves the soft optimum")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -60,19 +61,20 @@ def declared(agent: Agent[Any], teacher: TableTeacher, p: float, visits: Any = N
     """The solution of what the agent declares."""
     point = agent.fixed_point
     assert isinstance(point, FixedPoint)
-    rest: dict[str, Any] = {"gamma": point.gamma, "alpha": point.alpha, "c": point.c, "reward": point.reward}
+    rest: dict[str, Any] = {name: value for name, value in dataclasses.asdict(point).items() if name != "kind"}
     return solve(teacher, point.kind, top_p=p, visits=visits, **rest)
 
 
 def gap(agent: Agent[Any], teacher: TableTeacher, p: float, solution: Solution) -> Gap:
     """Distance of the student from the solution; hard Q learners are compared by Q alone."""
     student, point = agent.student, agent.fixed_point
-    assert isinstance(student, TableStudent) and point is not None
+    critic = getattr(agent, "critics", [student])[0]  # an actor's critic, where it has one of its own
+    assert isinstance(student, TableStudent) and isinstance(critic, TableStudent) and point is not None
     with torch.no_grad():
         policy = student.z.softmax(-1).numpy()
         sets = candidates(teacher, p)
-        log_policy, _ = on_candidates(student.z, sets.ids, sets.mask)
-        q = levelled_q(student.v, log_policy, point.alpha)
+        log_policy, _ = on_candidates(critic.z, sets.ids, sets.mask)
+        q = levelled_q(critic.v, log_policy, point.alpha)
         own = torch.full_like(student.z, torch.nan)
         own[torch.arange(len(own))[:, None].expand_as(sets.ids)[sets.mask], sets.ids[sets.mask]] = q[sets.mask]
     wrong = np.nanmax(np.abs(own.numpy() - solution.q)) if point.kind in VALUED else 0.0
@@ -95,9 +97,11 @@ class Case:
     def learn(self, name: str, *, updates: int = 250, spoil: Spoil | None = None, **config: Any) -> Agent[Any]:
         """A fresh agent after so many updates on it; `spoil` is a mistake planted in every batch."""
         agent = beginner(name, self.teacher, updates, **config)
-        for _ in range(updates):
-            batch = next_batch(agent, self)
-            agent.update(batch if spoil is None else spoil(batch))
+        for update in range(updates):
+            if update % (agent.walks.every if agent.walks else updates) == 0:
+                batch = next_batch(agent, self)
+                batch = batch if spoil is None else spoil(batch)
+            agent.update(batch)
         return agent
 
     def gap(self, agent: Agent[Any]) -> Gap:
@@ -150,7 +154,8 @@ def next_batch(agent: Agent[Any], case: Case) -> Episodes:
     walks = agent.walks
     if walks is None or agent.data == "teacher":
         return case.batch
-    own = agent.receive(as_walked(agent.student, case.anyones))
+    version = torch.full_like(case.anyones.length, agent.updates)
+    own = agent.receive(dataclasses.replace(as_walked(agent.student, case.anyones), version=version))
     return own if walks.share == 1 else mixed(case.batch, own, walks.share)
 
 

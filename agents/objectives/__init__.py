@@ -6,10 +6,19 @@ Symbols: B batch, T steps, K slots, V vocabulary. Log-probabilities, rewards, Q 
 
 from __future__ import annotations
 
+from agents.objectives.conservative import conservative_gap
 from agents.objectives.imitation import backup_correction, forward_kl, nucleus_nll, renormalise, set_cross_entropy
 from agents.objectives.inverse import concave_reward, inverse_reward, inverse_soft_q
 from agents.objectives.means import average
-from agents.objectives.returns import lambda_returns
+from agents.objectives.policy_gradient import (
+    centred,
+    clipped_policy_gradient,
+    clipped_value_error,
+    expected_value,
+    policy_gradient,
+    temperature_loss,
+)
+from agents.objectives.returns import lambda_returns, permuted
 from agents.objectives.values import (
     at_slots,
     bootstrap,
@@ -27,8 +36,13 @@ __all__ = [
     "average",
     "backup_correction",
     "bootstrap",
+    "centred",
+    "clipped_policy_gradient",
+    "clipped_value_error",
     "concave_reward",
+    "conservative_gap",
     "double_value",
+    "expected_value",
     "forward_kl",
     "hinge",
     "huber",
@@ -38,8 +52,11 @@ __all__ = [
     "levelled_q",
     "nucleus_nll",
     "path_target",
+    "permuted",
+    "policy_gradient",
     "renormalise",
     "set_cross_entropy",
     "soft_value",
+    "temperature_loss",
     "value_bounds",
 ]

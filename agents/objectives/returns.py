@@ -1,4 +1,4 @@
-"""Multi-step returns over whole episodes: equation (3), path-consistent, traces cut outside the sets."""
+"""Multi-step returns over whole episodes: equation (3), path-consistent; and the control that shuffles their values."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ def lambda_returns(
         G_t = V(s_t) where step t is outside the set, or beyond the end
         λ = 0: one step;  λ = 1: `path_target` with n = T
 
+    G_t − V(s_t) is the generalised advantage Σ_k (γλ)^k δ_{t+k} up to the same cut
+    (Schulman et al. 2016, arXiv:1506.02438, equation 16); δ_t = r_t − α log π(a_t|s_t) + d_t V(s_{t+1}) − V(s_t).
+
     Source: Sutton & Barto (2018), equation 12.2, on the path consistency of Nachum et al. (2017), arXiv:1702.08892;
         traces cut outside A_p (equation 3 of the design).
     Args:
@@ -36,3 +39,16 @@ def lambda_returns(
         step = bootstrap(rewards[:, t] - alpha * log_policy[:, t], discounts[:, t], ahead)
         returns.append(torch.where(in_set[:, t], step, values[:, t]))
     return torch.stack(returns[:0:-1], 1)
+
+
+def permuted(values: Tensor, states: Tensor, order: Tensor) -> Tensor:
+    """Values that belong to other states: a control, under which looking ahead can teach nothing but the mean.
+
+        V'(s_i) = V(s_{order(i)}) over the states there are
+
+    Source: own derivation (a permutation keeps the distribution of values and breaks their tie to the state).
+    Args:
+        values: (B, T+1) nats; states: (B, T+1) bool, N of them True; order: (N,) int64, a permutation.
+    Returns: (B, T+1) nats; unchanged where there is no state.
+    """
+    return values.masked_scatter(states, values[states][order])

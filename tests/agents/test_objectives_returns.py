@@ -45,8 +45,8 @@ def double_sum(r: Tensor, d: Tensor, lp: Tensor, v: Tensor, inside: Tensor, lam:
     return out
 
 
-@pytest.mark.parametrize("lam", [0.0, 0.4, 1.0])
-def test_the_scan_is_the_weighted_sum_of_all_steps(lam: float) -> None:
+def random_paths() -> tuple[Tensor, ...]:
+    """Six paths of seven steps, r, d, log π, V and in_set; two of them end, some leave the set."""
     generator = torch.Generator().manual_seed(0)
     shape = (6, 7)
     r, lp = torch.randn(2, *shape, generator=generator).double()
@@ -55,6 +55,27 @@ def test_the_scan_is_the_weighted_sum_of_all_steps(lam: float) -> None:
     d[0, -1] = d[1, 3] = 0.0  # terminal ends; the second episode is shorter
     inside = torch.rand(shape, generator=generator) < 0.8
     inside[1, 4:] = False
+    return r, d, lp, v, inside
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.4, 1.0])
+def test_less_the_value_it_is_the_generalised_advantage(lam: float) -> None:
+    """Σ_k (γλ)^k δ_{t+k}, a term at a time."""
+    r, d, lp, v, inside = random_paths()
+    delta = r - 0.5 * lp + d * v[:, 1:] - v[:, :-1]
+    wanted = torch.zeros_like(r)
+    for b, t in torch.ones_like(r).nonzero().tolist():
+        factor, k = 1.0, t
+        while k < 7 and inside[b, k]:
+            wanted[b, t] += factor * delta[b, k]
+            factor *= float(d[b, k]) * lam
+            k += 1
+    torch.testing.assert_close(lambda_returns(r, d, lp, v, inside, lam, 0.5) - v[:, :-1], wanted)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.4, 1.0])
+def test_the_scan_is_the_weighted_sum_of_all_steps(lam: float) -> None:
+    r, d, lp, v, inside = random_paths()
     found = lambda_returns(r, d, lp, v, inside, lam, 0.5)
     torch.testing.assert_close(found, double_sum(r, d, lp, v, inside, lam, 0.5))
     if lam == 1.0:
