@@ -21,6 +21,7 @@ REGISTRY = {
     "bc": "agents.behavior_cloning:BehaviorCloning",
     "bc_filtered": "agents.behavior_cloning:FilteredCloning",
     "kd": "agents.knowledge_distillation:KnowledgeDistillation",
+    "gkd": "agents.gkd:GKD",
     "q_learning": "agents.q_learning:QLearning",
     "soft_q": "agents.soft_q:SoftQ",
     "bellman_distill": "agents.bellman_distill:BellmanDistill",

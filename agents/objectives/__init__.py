@@ -6,6 +6,13 @@ Symbols: B batch, T steps, K slots, V vocabulary. Log-probabilities, rewards, Q 
 
 from __future__ import annotations
 
+from agents.objectives.divergences import (
+    jensen_shannon,
+    reverse_kl,
+    shared_vocabulary,
+    skew_forward_kl,
+    skew_reverse_kl,
+)
 from agents.objectives.imitation import backup_correction, forward_kl, nucleus_nll, renormalise, set_cross_entropy
 from agents.objectives.inverse import concave_reward, inverse_reward, inverse_soft_q
 from agents.objectives.means import average
@@ -34,12 +41,17 @@ __all__ = [
     "huber",
     "inverse_reward",
     "inverse_soft_q",
+    "jensen_shannon",
     "lambda_returns",
     "levelled_q",
     "nucleus_nll",
     "path_target",
     "renormalise",
+    "reverse_kl",
     "set_cross_entropy",
+    "shared_vocabulary",
+    "skew_forward_kl",
+    "skew_reverse_kl",
     "soft_value",
     "value_bounds",
 ]
