@@ -25,6 +25,7 @@ REGISTRY = {
     "q_learning": "agents.q_learning:QLearning",
     "soft_q": "agents.soft_q:SoftQ",
     "bellman_distill": "agents.bellman_distill:BellmanDistill",
+    "value_tilt": "agents.value_tilt:ValueTilt",
     "sb3:dqn": "agents.sb3_agents:DQN",
     "sb3:soft_dqn": "agents.sb3_agents:SoftDQN",
     "sb3:a2c": "agents.sb3_agents:A2C",

@@ -16,6 +16,7 @@ from agents.objectives.divergences import (
 from agents.objectives.imitation import backup_correction, forward_kl, nucleus_nll, renormalise, set_cross_entropy
 from agents.objectives.inverse import concave_reward, inverse_reward, inverse_soft_q
 from agents.objectives.means import average
+from agents.objectives.policy_tilt import differential_returns, leaf_advantage, state_cost, tilted_teacher
 from agents.objectives.returns import lambda_returns
 from agents.objectives.values import (
     at_slots,
@@ -35,6 +36,7 @@ __all__ = [
     "backup_correction",
     "bootstrap",
     "concave_reward",
+    "differential_returns",
     "double_value",
     "forward_kl",
     "hinge",
@@ -43,6 +45,7 @@ __all__ = [
     "inverse_soft_q",
     "jensen_shannon",
     "lambda_returns",
+    "leaf_advantage",
     "levelled_q",
     "nucleus_nll",
     "path_target",
@@ -53,5 +56,7 @@ __all__ = [
     "skew_forward_kl",
     "skew_reverse_kl",
     "soft_value",
+    "state_cost",
+    "tilted_teacher",
     "value_bounds",
 ]
