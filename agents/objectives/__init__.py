@@ -17,7 +17,9 @@ from agents.objectives.imitation import backup_correction, forward_kl, nucleus_n
 from agents.objectives.inverse import concave_reward, inverse_reward, inverse_soft_q
 from agents.objectives.means import average
 from agents.objectives.policy_tilt import differential_returns, leaf_advantage, state_cost, tilted_teacher
+from agents.objectives.released import released_loss, released_policy, released_q, released_value
 from agents.objectives.returns import lambda_returns
+from agents.objectives.sequence import clipped_importance, later_rewards
 from agents.objectives.values import (
     at_slots,
     bootstrap,
@@ -35,6 +37,7 @@ __all__ = [
     "average",
     "backup_correction",
     "bootstrap",
+    "clipped_importance",
     "concave_reward",
     "differential_returns",
     "double_value",
@@ -45,10 +48,15 @@ __all__ = [
     "inverse_soft_q",
     "jensen_shannon",
     "lambda_returns",
+    "later_rewards",
     "leaf_advantage",
     "levelled_q",
     "nucleus_nll",
     "path_target",
+    "released_loss",
+    "released_policy",
+    "released_q",
+    "released_value",
     "renormalise",
     "reverse_kl",
     "set_cross_entropy",
