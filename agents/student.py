@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from agents import objectives
 from agents.episodes import PAD_LOGP, Episodes
 from agents.errors import InputError
+from agents.leaves import Leaves, Places, read_apart, read_packed, why_not_packed
 from agents.softmax import picked
 
 VALUE_HEAD = "value_head.safetensors"
@@ -41,9 +43,14 @@ class Scores:
 class Scorer(Protocol):
     """What agents ask of a student; `Student` and `TableStudent` both answer it."""
 
+    @property
+    def width(self) -> int: ...  # D, of its last hidden states
+    @property
+    def eos_ids(self) -> frozenset[int]: ...
     def scores(self, episodes: Episodes, full: bool = False) -> Scores: ...
     def values(self, episodes: Episodes) -> Tensor: ...  # (B, T+1), without the vocabulary head
     def log_policy(self, context: Tensor, length: Tensor, ids: Tensor, mask: Tensor) -> Tensor: ...  # (N, K)
+    def leaves(self, episodes: Episodes, ids: Tensor, mask: Tensor, full: bool = False) -> Leaves: ...
     def copy(self) -> Self: ...
     def parameters(self) -> Any: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -91,6 +98,27 @@ def unpack_scores(episodes: Episodes, packed: Packed, logits: Tensor, value: Ten
     )
 
 
+def unpack_leaves(
+    episodes: Episodes, mask: Tensor, hidden: Tensor, leaf_hidden: Tensor, value: Tensor, logits: Tensor | None
+) -> Leaves:
+    """Leaves (B, T+1, k, ...) from the hidden states (N, D) of states, and (M, ...) of the leaves where `mask` is."""
+    where = mask.nonzero(as_tuple=True)
+
+    def wide(values: Tensor) -> Tensor:
+        return values.new_zeros(*mask.shape, *values.shape[1:]).index_put(where, values)
+
+    logp = None if logits is None else wide(logits.log_softmax(-1))
+    return Leaves(spread(episodes, pack(episodes), hidden), wide(leaf_hidden), wide(value), logp)
+
+
+def places_of(episodes: Episodes, ids: Tensor, mask: Tensor) -> Places:
+    """The states of these episodes and the leaves `ids` behind them, where `mask`."""
+    packed = pack(episodes)
+    episode, row, column = mask.nonzero(as_tuple=True)
+    prefix = episodes.prompt_length[episode] + row
+    return Places(packed.where[0], packed.position, episode, prefix, ids[episode, row, column])
+
+
 def spread(episodes: Episodes, packed: Packed, values: Tensor, fill: float = 0.0) -> Tensor:
     """(N, ...) back to (B, T+1, ...)."""
     wide = values.new_full((*episodes.states.shape, *values.shape[1:]), fill)
@@ -110,6 +138,19 @@ class Student(nn.Module):
         self.value_head = nn.Linear(width, 1).to(model.device)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
+        self._packs_leaves: bool | None = None
+
+    @property
+    def width(self) -> int:
+        """D: columns of its last hidden state."""
+        return int(self.value_head.in_features)
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Tokens that end a text, by the tokenizer or by the model's own settings."""
+        places = (self.tokenizer, self.model.config, getattr(self.model, "generation_config", None))
+        found = [getattr(place, "eos_token_id", None) for place in places]
+        return frozenset(one for ids in found if ids is not None for one in (ids if isinstance(ids, list) else [ids]))
 
     @property
     def vocab_size(self) -> int:
@@ -125,9 +166,19 @@ class Student(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Logits (N, V) and values (N,) after tokens[row, :position + 1]; one trunk pass, the head on these N only.
 
+        Without `head` the logits are those of the first alone. With `detach` the values leave the trunk alone.
+        """
+        longest = int(position.max()) + 1
+        logits, hidden = self._read(tokens[:, :longest], row, position, head)
+        return logits, self.value_head(hidden.detach() if detach else hidden)[:, 0]
+
+    def _read(
+        self, tokens: Tensor, row: Tensor, position: Tensor, head: bool, **attention: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (N, V) and last hidden states (N, D) at these places.
+
         The model's own head runs inside the model, so whatever it does to its logits (scaling, soft caps) is kept; it
-        is handed the N packed states instead of every position. Without `head` it is handed a single one. With `detach`
-        the values leave the trunk alone.
+        is handed the N packed states instead of every position. Without `head` it is handed a single one.
         """
         hidden: list[Tensor] = []
 
@@ -137,11 +188,10 @@ class Student(nn.Module):
 
         hook = self.model.get_output_embeddings().register_forward_pre_hook(keep_states)
         try:
-            longest = int(position.max()) + 1
-            logits = self.model(input_ids=tokens[:, :longest], use_cache=False).logits.squeeze(0)  # (N, V); a view
+            logits = self.model(input_ids=tokens, use_cache=False, **attention).logits.squeeze(0)  # (N, V); a view
         finally:
             hook.remove()
-        return logits, self.value_head(hidden[0].detach() if detach else hidden[0])[:, 0]
+        return logits, hidden[0]
 
     def scores(self, episodes: Episodes, full: bool = False) -> Scores:
         """Score every state of these episodes; `full` adds the log-softmax over the whole vocabulary."""
@@ -154,6 +204,24 @@ class Student(nn.Module):
         packed = pack(episodes)
         _, value = self._forward(episodes.tokens, packed.where[0], packed.position, head=False)
         return spread(episodes, packed, value)
+
+    def leaves(self, episodes: Episodes, ids: Tensor, mask: Tensor, full: bool = False) -> Leaves:
+        """Read every state and the successors s·a it is asked for, each as if its text stood alone.
+
+        Args:
+            ids:  (B, T+1, k) token that follows each state.
+            mask: (B, T+1, k) bool, the successors wanted; at states only.
+            full: add the log-softmax over the whole vocabulary.
+        """
+        if self._packs_leaves is None:
+            why = why_not_packed(self._read, self.model.config.get_text_config(), self.model.device)
+            self._packs_leaves = not why
+            if why:
+                warnings.warn(f"{type(self.model).__name__}: {why}; leaves are read one by one, slower", stacklevel=2)
+        how = read_packed if self._packs_leaves else read_apart
+        found = how(self._read, episodes.tokens, places_of(episodes, ids, mask), full)
+        value = self.value_head(found.leaf_hidden)[:, 0]
+        return unpack_leaves(episodes, mask, *found[:2], value, found.leaf_logits if full else None)
 
     @torch.no_grad()
     def log_policy(self, context: Tensor, length: Tensor, ids: Tensor, mask: Tensor) -> Tensor:

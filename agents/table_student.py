@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from agents.episodes import Episodes
-from agents.student import Scores, on_candidates, pack, spread, unpack_scores
+from agents.leaves import Leaves
+from agents.student import Scores, on_candidates, pack, places_of, spread, unpack_leaves, unpack_scores
 
 
 class TableStudent(nn.Module):
@@ -45,6 +46,25 @@ class TableStudent(nn.Module):
         """As `Student.values`.  # (B, T+1)"""
         packed = pack(episodes)
         return spread(episodes, packed, self.v[self.state_of(episodes.tokens, packed.where[0], packed.position)])
+
+    @property
+    def width(self) -> int:
+        """As `Student.width`: its hidden state is the state itself, as an indicator."""
+        return len(self.z)
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """As `Student.eos_ids`."""
+        return frozenset({self.eos_id})
+
+    def leaves(self, episodes: Episodes, ids: Tensor, mask: Tensor, full: bool = False) -> Leaves:
+        """As `Student.leaves`."""
+        places = places_of(episodes, ids, mask)
+        state = self.state_of(episodes.tokens, places.row, places.position)
+        before = self.state_of(episodes.tokens, places.leaf_row, places.prefix - 1)
+        after = (before * self.vocab_size + places.leaf) % len(self.z)
+        hidden, leaf_hidden = (torch.eye(len(self.z), dtype=self.z.dtype)[where] for where in (state, after))
+        return unpack_leaves(episodes, mask, hidden, leaf_hidden, self.v[after], self.z[after] if full else None)
 
     @torch.no_grad()
     def log_policy(self, context: Tensor, length: Tensor, ids: Tensor, mask: Tensor) -> Tensor:

@@ -7,6 +7,13 @@ Symbols: B batch, T steps, K slots, V vocabulary. Log-probabilities, rewards, Q 
 from __future__ import annotations
 
 from agents.objectives.conservative import conservative_gap
+from agents.objectives.divergences import (
+    jensen_shannon,
+    reverse_kl,
+    shared_vocabulary,
+    skew_forward_kl,
+    skew_reverse_kl,
+)
 from agents.objectives.imitation import backup_correction, forward_kl, nucleus_nll, renormalise, set_cross_entropy
 from agents.objectives.inverse import concave_reward, inverse_reward, inverse_soft_q
 from agents.objectives.means import average
@@ -18,7 +25,10 @@ from agents.objectives.policy_gradient import (
     policy_gradient,
     temperature_loss,
 )
+from agents.objectives.policy_tilt import differential_returns, leaf_advantage, state_cost, tilted_teacher
+from agents.objectives.released import released_loss, released_policy, released_q, released_value
 from agents.objectives.returns import lambda_returns, permuted
+from agents.objectives.sequence import clipped_importance, later_rewards
 from agents.objectives.values import (
     at_slots,
     bootstrap,
@@ -37,10 +47,12 @@ __all__ = [
     "backup_correction",
     "bootstrap",
     "centred",
+    "clipped_importance",
     "clipped_policy_gradient",
     "clipped_value_error",
     "concave_reward",
     "conservative_gap",
+    "differential_returns",
     "double_value",
     "expected_value",
     "forward_kl",
@@ -48,15 +60,28 @@ __all__ = [
     "huber",
     "inverse_reward",
     "inverse_soft_q",
+    "jensen_shannon",
     "lambda_returns",
+    "later_rewards",
+    "leaf_advantage",
     "levelled_q",
     "nucleus_nll",
     "path_target",
     "permuted",
     "policy_gradient",
+    "released_loss",
+    "released_policy",
+    "released_q",
+    "released_value",
     "renormalise",
+    "reverse_kl",
     "set_cross_entropy",
+    "shared_vocabulary",
+    "skew_forward_kl",
+    "skew_reverse_kl",
     "soft_value",
+    "state_cost",
     "temperature_loss",
+    "tilted_teacher",
     "value_bounds",
 ]
