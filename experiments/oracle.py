@@ -138,9 +138,13 @@ def looks_ahead(name: str) -> bool:
 
 
 def depth_of(name: str, config: dict[str, Any]) -> int:
-    """Tokens of a path long enough for an agent's returns to be more than one step where they can be."""
+    """Tokens of a path long enough for an agent's returns to be more than one step where they can be.
+
+    Two for agents without a fixed point: some of them learn from pairs of steps alone.
+    """
     made = agent_class(name).make_config(**config)
-    return max(getattr(made, "n", 1), 1 if getattr(made, "lam", None) is None else 2)
+    solved = make_agent(name, TableStudent(2, 1), total_updates=1, **config).fixed_point is not None
+    return max(getattr(made, "n", 1), 1 if solved and getattr(made, "lam", None) is None else 2)
 
 
 def case_of(name: str, config: dict[str, Any], place: tuple[str, float] = ("toy", 0.8), **mistakes: bool) -> Case:
@@ -154,8 +158,7 @@ def next_batch(agent: Agent[Any], case: Case) -> Episodes:
     walks = agent.walks
     if walks is None or agent.data == "teacher":
         return case.batch
-    version = torch.full_like(case.anyones.length, agent.updates)
-    own = agent.receive(dataclasses.replace(as_walked(agent.student, case.anyones), version=version))
+    own = agent.receive(as_walked(agent.student, case.anyones, agent.updates))
     return own if walks.share == 1 else mixed(case.batch, own, walks.share)
 
 

@@ -130,11 +130,12 @@ def build(
 
 
 @torch.no_grad()
-def as_walked(student: Scorer, paths: Episodes) -> Episodes:
+def as_walked(student: Scorer, paths: Episodes, version: int = 0) -> Episodes:
     """The same paths as if the student had walked them: weighted by its full softmax, which `behaviour_logp` notes.
 
     Of `complete_paths(anyones=True)` this is its exact distribution from every state, to be taken anew before every
-    update. A path it never takes keeps a weight of 1e-12: weights are positive.
+    update; `version` is how many the student has made. A path it never takes keeps a weight of 1e-12: weights are
+    positive.
     """
     logp = student.scores(paths).logp_taken.float().clamp(PAD_LOGP, 0.0)  # (B, T)
     return dataclasses.replace(
@@ -142,6 +143,7 @@ def as_walked(student: Scorer, paths: Episodes) -> Episodes:
         behaviour_logp=logp,
         weights=logp.sum(1).exp().clamp(min=1e-12),
         from_teacher=torch.zeros_like(paths.from_teacher),
+        version=torch.full_like(paths.length, version),
     )
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from agents.objectives.divergences import reverse_kl
 from agents.objectives.imitation import renormalise
-from agents.objectives.values import bootstrap
+from agents.objectives.returns import lambda_returns
 
 
 def state_cost(teacher: Tensor, policy: Tensor, log_inside: Tensor, mask: Tensor, limit: float) -> Tensor:
@@ -30,7 +30,7 @@ def state_cost(teacher: Tensor, policy: Tensor, log_inside: Tensor, mask: Tensor
 def differential_returns(
     costs: Tensor, mean: Tensor, discounts: Tensor, values: Tensor, steps: Tensor, lam: float
 ) -> Tensor:
-    """λ-returns of what a walk costs less than its average, in one backward scan.
+    """λ-returns of what a walk costs less than its average.
 
         G_t = (ρ − c_t) + d_t · ((1 − λ) V(s_{t+1}) + λ G_{t+1}),   G = V where the walk is over
 
@@ -43,12 +43,7 @@ def differential_returns(
         lam:    λ in [0, 1]: 0 is one step, 1 the whole walk.
     Returns: (B, T) nats; V(s_t) itself beyond the end.
     """
-    target, found = values[:, -1], []
-    for t in reversed(range(costs.shape[1])):
-        mixed = (1 - lam) * values[:, t + 1] + lam * target
-        target = torch.where(steps[:, t], bootstrap(mean - costs[:, t], discounts[:, t], mixed), values[:, t])
-        found.append(target)
-    return torch.stack(found[::-1], 1)
+    return lambda_returns(mean - costs, discounts, torch.zeros_like(costs), values, steps, lam)
 
 
 def leaf_advantage(values: Tensor, teacher: Tensor, leaves: Tensor, ends: Tensor, limit: float) -> Tensor:

@@ -16,22 +16,10 @@ from agents.episodes import Episodes
 from agents.table_student import TableStudent
 from agents.value_tilt import ValueTilt
 from envs.table_teacher import TABLES, TableTeacher
-from tests.agents.table_data import build, candidates, complete_paths
+from experiments.table_data import as_walked, build, candidates, complete_paths
 
 Array = NDArray[np.float64]
 DEPTH = 2
-
-
-@torch.no_grad()
-def walked(student: TableStudent, batch: Episodes) -> Episodes:
-    """The same paths as the student walks them: its probabilities for weights. The teacher must allow every token."""
-    logp = student.scores(batch).logp_taken
-    return dataclasses.replace(
-        batch,
-        weights=logp.sum(1).exp().float(),
-        behaviour_logp=logp.float().clamp(max=0),
-        from_teacher=torch.zeros_like(batch.from_teacher),
-    )
 
 
 @torch.no_grad()
@@ -114,7 +102,10 @@ def learn(
     student = TableStudent(teacher.vocab_size, teacher.order)
     if start is not None:
         start(student, teacher, p)
-    batch = build(teacher, complete_paths(teacher, DEPTH), p, gamma, **(mistakes or {}))
+    batch, anyones = (
+        build(teacher, complete_paths(teacher, DEPTH, anyones=own), p, gamma, **(mistakes or {}))
+        for own in (False, True)
+    )
     settings = {**TABLE_CRITIC, "lr": 0.1, "gamma": gamma, **config}
     agent = make_agent("value_tilt", student, seed=0, total_updates=updates, **settings)
     assert isinstance(agent, ValueTilt)
@@ -122,7 +113,7 @@ def learn(
         if mutation is not None:
             mutation(patch)
         for _ in range(updates if stop is None else stop):
-            agent.update(Episodes.concatenate([batch, walked(student, batch)]))
+            agent.update(Episodes.concatenate([batch, as_walked(student, anyones)]))
     return agent, teacher
 
 

@@ -13,7 +13,7 @@ from agents.base import Agent
 from agents.episodes import Episodes
 from agents.table_student import TableStudent
 from envs.table_teacher import TABLES
-from tests.agents.table_data import Path, build
+from experiments.table_data import Path, build
 
 SETTINGS: dict[str, Any] = {"gamma": 0.8, "c": 0.1, "top_p": 0.8, "epsilon": 0.01}
 

@@ -19,9 +19,6 @@ ARMS: list[tuple[str, dict[str, Any]]] = [
     *(("gkd", {"on": "set", "divergence": kind}) for kind in DIVERGENCES),
     ("gkd", {"divergence": "forward"}),
     ("gkd", {"divergence": "skew_forward"}),
-    # Tokens that the teacher never says leave a reverse divergence slowly: its gradient on them falls with their mass.
-    *(("gkd", {"updates": 500, **kind}) for kind in ({"divergence": "reverse"}, {"divergence": "skew_reverse"})),
-    ("gkd", {"updates": 500, "beta": 0.9}),
     ("q_learning", {"double": False, "reward": "topp_logprob"}),
     ("soft_q", {"anchor": 0.0, "hinge": 0.0, "clamp": False, "huber": math.inf}),
     ("soft_q", {"gradient": "residual", "min_mass": 0.8}),

@@ -15,7 +15,7 @@ from agents.episodes import Episodes
 from agents.student import Student
 from agents.table_student import TableStudent
 from envs.table_teacher import TABLES
-from tests.agents.table_data import build, complete_paths
+from experiments.table_data import build, complete_paths
 from tests.envs.models import tiny_model
 
 PACKED = ("llama", "gpt2", "qwen2", "qwen3", "opt", "gpt_neox")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,7 @@ from agents.objectives import later_rewards
 from agents.table_student import TableStudent
 from agents.walks import Walks
 from envs.table_teacher import TABLES
-from tests.agents.own_walk import walked
-from tests.agents.table_data import Path, build, complete_paths
+from experiments.table_data import Path, as_walked, build, complete_paths
 from tests.agents.test_contract import with_gradient
 from tests.agents.test_value_tilt import scatter
 
@@ -33,10 +33,15 @@ def fresh(**config: Any) -> Agent[Any]:
     return make_agent("minillm", student, seed=0, total_updates=300, **config)
 
 
+@cache
+def every_walk(depth: int) -> Episodes:
+    return build(TEACHER, complete_paths(TEACHER, depth, anyones=True), 0.7, 1.0)
+
+
 def own(agent: Agent[Any], depth: int) -> Episodes:
     """Every walk of `depth` tokens from every state, with the student's probabilities."""
     assert isinstance(agent.student, TableStudent)
-    return walked(agent.student, build(TEACHER, complete_paths(TEACHER, depth), 0.7, 1.0))
+    return as_walked(agent.student, every_walk(depth), agent.updates)
 
 
 def sequence_kl(agent: Agent[Any], paths: list[Path]) -> tuple[Tensor, Tensor]:

@@ -20,9 +20,10 @@ from agents.student import Student
 from agents.table_student import TableStudent
 from agents.value_tilt import ValueTilt
 from envs.table_teacher import TABLES
-from tests.agents.own_walk import exact, gaps, learn, renormalised, walked
-from tests.agents.table_data import build, complete_paths
-from tests.agents.test_contract import batch_of, scattered, with_gradient
+from experiments.table_data import as_walked, build, complete_paths
+from tests.agents.own_walk import exact, gaps, learn, renormalised
+from tests.agents.test_contract import exact as episodes
+from tests.agents.test_contract import scattered, with_gradient
 from tests.agents.test_mutations import gamma_off_by_one, mask_ignored
 from tests.agents.test_student import model
 
@@ -137,7 +138,7 @@ def test_the_control_permutes_the_advantages_and_ends_elsewhere() -> None:
 def test_shuffling_keeps_the_advantages_and_moves_them() -> None:
     agent, _ = learn(**DETOUR)
     teacher = TABLES["detour"]()
-    batch = walked(agent.student, build(teacher, complete_paths(teacher, 2), 0.7, 0.8))
+    batch = as_walked(agent.student, build(teacher, complete_paths(teacher, 2), 0.7, 0.8))
     scores = agent.student.scores(batch)
     straight, _ = agent.look_ahead(batch, scores)
     object.__setattr__(agent.config, "shuffle", True)
@@ -148,7 +149,7 @@ def test_shuffling_keeps_the_advantages_and_moves_them() -> None:
 
 @pytest.mark.parametrize(("divergence", "twin"), [("reverse", {"divergence": "reverse"}), ("jsd", {"beta": 0.5})])
 def test_without_gamma_it_is_gkd_on_the_set_in_loss_and_gradient(divergence: str, twin: dict[str, Any]) -> None:
-    batch = batch_of("kd").discounted(0.0)
+    batch = episodes().discounted(0.0)
     mine = scattered("value_tilt", gamma=0.0, divergence=divergence)
     other = scattered("gkd", on="set", **twin)
     torch.testing.assert_close(
@@ -165,7 +166,7 @@ def test_no_gradient_reaches_the_student_from_its_critic() -> None:
     """The loss is the divergence to a target: the gradient is that of the same numbers held still."""
     agent, teacher = learn(**DETOUR, stop=60)
     batch = build(teacher, complete_paths(teacher, 2), 0.7, 0.8)
-    batch = Episodes.concatenate([batch, walked(agent.student, batch)])
+    batch = Episodes.concatenate([batch, as_walked(agent.student, batch)])
     found = with_gradient(agent, agent.loss(batch)[0])
     scores, mask = agent.student.scores(batch), batch.mask[:, :-1]
     advantage, _ = agent.look_ahead(batch, scores)
@@ -187,7 +188,7 @@ def test_a_saved_agent_goes_on_with_its_critic_and_its_average(tmp_path: Path) -
 
     def go_on(agent: Any, updates: int) -> None:
         for _ in range(updates):
-            agent.update(Episodes.concatenate([batch, walked(agent.student, batch)]))
+            agent.update(Episodes.concatenate([batch, as_walked(agent.student, batch)]))
 
     go_on(agents[0], 8)
     agents[0].save(tmp_path)
