@@ -67,8 +67,12 @@ class AgentContract:
         return make_agent(self.agent, student, seed=seed, total_updates=self.updates, **options)
 
     def learn(self, agent: Agent[Any], updates: int) -> list[dict[str, float]]:
-        """The figures of so many updates on the exact data."""
-        return [agent.update(next_batch(agent, self.case)) for _ in range(updates)]
+        """The figures of so many updates on the exact data; a student walks anew as often as its agent asks."""
+        every, figures = agent.walks.every if agent.walks else updates, list[dict[str, float]]()
+        while len(figures) < updates:
+            batch = next_batch(agent, self.case)
+            figures += [agent.update(batch) for _ in range(min(every, updates - len(figures)))]
+        return figures
 
     def test_its_config_is_frozen_and_checked(self) -> None:
         kind = agent_class(self.agent)

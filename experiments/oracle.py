@@ -138,13 +138,10 @@ def looks_ahead(name: str) -> bool:
 
 
 def depth_of(name: str, config: dict[str, Any]) -> int:
-    """Tokens of a path long enough for an agent's returns to be more than one step where they can be.
-
-    Two for agents without a fixed point: some of them learn from pairs of steps alone.
-    """
-    made = agent_class(name).make_config(**config)
-    solved = make_agent(name, TableStudent(2, 1), total_updates=1, **config).fixed_point is not None
-    return max(getattr(made, "n", 1), 1 if solved and getattr(made, "lam", None) is None else 2)
+    """Tokens of a path: two where returns may be longer than a step, or no fixed point says that one is enough."""
+    made = make_agent(name, TableStudent(2, 1), total_updates=1, **config)
+    longer = getattr(made.config, "lam", None) is not None or made.fixed_point is None
+    return max(getattr(made.config, "n", 1), 2 if longer else 1)
 
 
 def case_of(name: str, config: dict[str, Any], place: tuple[str, float] = ("toy", 0.8), **mistakes: bool) -> Case:

@@ -75,7 +75,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 def test_the_installed_wheel_runs_a_tiny_compare(installed: Installed) -> None:
     """Weights and presets travel as package data; nothing is read from the repository."""
     command = ["-m", "experiments", "compare", "--preset", "demo", "--agents", "bc", "--seeds", "1", "--updates", "2"]
-    command += ["--episodes", "16", "--eval-prompts", "4", "--jobs", "1", "--out", "run"]
+    command += ["--episodes", "16", "--eval-prompts", "4", "--jobs", "1", "--threads", "1", "--out", "run"]
     installed.run(*command)
     with (installed.folder / "run" / "results.csv").open() as file:
         assert "bc" in {row["agent"] for row in csv.DictReader(file)}
@@ -90,7 +90,7 @@ def test_an_agent_of_another_package_plugs_in(installed: Installed, tmp_path: Pa
     (installed.folder / "prompts.txt").write_text("\n".join(PROMPTS))
     command = ["-m", "experiments", "compare", "--teacher", "table:toy", "--student", "tiny", "--seeds", "1"]
     command += ["--prompts", "prompts.txt", "--agents", "theirs", "munchausen:Munchausen", "--updates", "2"]
-    command += ["--episodes", "8", "--eval-prompts", "2", "--max-new-tokens", "4", "--jobs", "1", "--out", "theirs"]
+    command += ["--episodes", "8", "--eval-prompts", "2", "--max-new-tokens", "4", "--threads", "1", "--out", "theirs"]
     installed.run(*command)
     with (installed.folder / "theirs" / "results.csv").open() as file:
         assert {"theirs", "munchausen:Munchausen"} <= {row["agent"] for row in csv.DictReader(file)}
