@@ -54,13 +54,12 @@ class SAC(TDAgent[SACConfig]):
     Config: ClassVar[type[SACConfig]] = SACConfig
     identity: ClassVar[str | None] = "with target_entropy: the policy's mean entropy ends there"
 
-    def __init__(self, student: Scorer, config: SACConfig, *, seed: int, total_updates: int) -> None:
+    def prepare(self, student: Scorer, config: SACConfig) -> None:
         self.critics, self.targets = [student.copy(), student.copy()], [student.copy(), student.copy()]
         for critic in self.critics:
             for own, value in zip(student.parameters(), critic.parameters(), strict=True):
                 value.requires_grad_(own.requires_grad)
         self.temperature = nn.ParameterDict({"log_alpha": torch.tensor(math.log(config.alpha))})
-        super().__init__(student, config, seed=seed, total_updates=total_updates)
 
     @property
     def fixed_point(self) -> FixedPoint | None:

@@ -133,7 +133,11 @@ class TDAgent(Agent[D]):
                 f"{self.name} learns values and a {type(student).__name__} has none; wrap the model in "
                 "agents.student.Student, which adds a value head"
             )
+        self.prepare(student, config)
         super().__init__(student, config, seed=seed, total_updates=total_updates)
+
+    def prepare(self, student: Scorer, config: D) -> None:
+        """Build what is trained beside the student, before the optimiser asks for it."""
 
     def ahead(self, values: Tensor, batch: Episodes) -> Tensor:
         """Values as they enter a target: as they are, or in the control those of other states.  # (B, T+1)"""

@@ -65,9 +65,9 @@ def declared(agent: Agent[Any], teacher: TableTeacher, p: float, visits: Any = N
     return solve(teacher, point.kind, top_p=p, visits=visits, **rest)
 
 
-def gap(agent: Agent[Any], teacher: TableTeacher, p: float, solution: Solution) -> Gap:
-    """Distance of the student from the solution; hard Q learners are compared by Q alone."""
-    student, point = agent.student, agent.fixed_point
+def gap(agent: Agent[Any], teacher: TableTeacher, p: float, solution: Solution, point: FixedPoint | None = None) -> Gap:
+    """Distance of the student from the solution of its own fixed point, or `point`; a hard one by Q alone."""
+    student, point = agent.student, point or agent.fixed_point
     critic = getattr(agent, "critics", [student])[0]  # an actor's critic, where it has one of its own
     assert isinstance(student, TableStudent) and isinstance(critic, TableStudent) and point is not None
     with torch.no_grad():
@@ -165,6 +165,7 @@ def arm(
     mistakes: dict[str, bool] | None = None,
     spoil: Spoil | None = None,
     place: tuple[str, float] = ("toy", 0.8),
+    updates: int = 250,
     **config: Any,
 ) -> Gap:
     """Gap of one arm at γ = .8 to what it declares, at a table and p; under mistakes in the code or in the data."""
@@ -176,5 +177,5 @@ def arm(
     with pytest.MonkeyPatch.context() as patch:
         if mutation is not None:
             mutation(patch)
-        agent = case.learn(name, spoil=spoil, **config)
+        agent = case.learn(name, updates=updates, spoil=spoil, **config)
     return case.gap(agent)
