@@ -36,8 +36,9 @@ class PPOConfig(ActorCriticConfig):
 class PPO(SoftActorCritic[PPOConfig]):
     """The clipped surrogate over TD(λ) advantages; its fixed point is the soft-optimal policy.
 
-    π_old is recomputed when a walk arrives, in the forward that training uses: the first ratio is 1 to rounding. The
-    ratio is that of the full softmaxes, which the walk was drawn from; its gradient runs through π_S^A alone.
+    The ratio is π_S^A / π_old^A, of the policies on the set: one of the full softmaxes would clip whatever is learnt
+    while mass moves inside. log π_old^A is computed when a walk arrives, in the forward that training uses, so that the
+    first ratio is 1 to rounding; from then on `behaviour_logp` holds it where the token taken is a candidate.
 
     Source: Schulman et al. (2017), arXiv:1707.06347, equations 7 and 9. Departures: entropy inside the return, no
     normalisation by the standard deviation (it would blow up the noise of an advantage that vanishes at the optimum),
@@ -56,14 +57,20 @@ class PPO(SoftActorCritic[PPOConfig]):
 
     @torch.no_grad()
     def receive(self, walk: Episodes) -> Episodes:
-        """The walk with the log-probabilities that the training forward gives it; values are old from here on."""
+        """The walk with log π_old^A of its candidates in `behaviour_logp`; values are old from here on."""
         if self.old is not None:
             self.old.load_state_dict(self.student.state_dict())
-        logp = self.student.scores(walk).logp_taken.clamp(PAD_LOGP, 0.0)
-        return dataclasses.replace(walk, behaviour_logp=logp.to(walk.behaviour_logp.dtype))
+        device = next(iter(self.student.parameters())).device
+        noted = walk.behaviour_logp.clone()
+        for rows in torch.split(torch.arange(len(walk), device=noted.device), self.config.batch_size):
+            part = walk.select(rows).to(device)
+            own = objectives.at_slots(self.student.scores(part).log_policy[:, :-1], part.slots).clamp(PAD_LOGP, 0.0)
+            kept = torch.where(part.in_set, own.to(noted.dtype), part.behaviour_logp)
+            noted[rows, : kept.shape[1]] = kept.to(noted.device)
+        return dataclasses.replace(walk, behaviour_logp=noted)
 
     def actor(self, log_policy: Tensor, advantage: Tensor, scores: Scores, batch: Episodes) -> Tensor:
-        log_ratio = log_policy + scores.log_inside[:, :-1].detach() - batch.behaviour_logp
+        log_ratio = torch.where(batch.in_set, log_policy - batch.behaviour_logp, 0)
         return objectives.clipped_policy_gradient(log_ratio, advantage, self.config.epsilon)
 
     def critic(self, target: Tensor, scores: Scores, batch: Episodes) -> Tensor:

@@ -28,11 +28,14 @@ class SACConfig(WalkConfig, BoundedConfig):
     """Walks whose episodes may still be learnt from: a replay, for it is off-policy."""
     target_entropy: float | None = None
     """Mean entropy of π_S^A, in nats, that α is moved to; None keeps α."""
+    temperature_rate: float = 0.1
+    """Speed of log α as a share of lr: AdamW moves all parameters alike, and an α as fast as its policy swings."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         good = self.target_entropy is None or 0 <= self.target_entropy < math.inf
         require(self, "target_entropy", good, "must be finite and not negative, or None")
+        require(self, "temperature_rate", self.temperature_rate > 0, "must be positive")
 
 
 class SAC(TDAgent[SACConfig]):
@@ -59,7 +62,7 @@ class SAC(TDAgent[SACConfig]):
         for critic in self.critics:
             for own, value in zip(student.parameters(), critic.parameters(), strict=True):
                 value.requires_grad_(own.requires_grad)
-        self.temperature = nn.ParameterDict({"log_alpha": torch.tensor(math.log(config.alpha))})
+        self.temperature = nn.ParameterDict({"drift": torch.zeros(())})
 
     @property
     def fixed_point(self) -> FixedPoint | None:
@@ -70,7 +73,7 @@ class SAC(TDAgent[SACConfig]):
 
     def trainables(self) -> list[Tensor]:
         own = [value for critic in self.critics for value in critic.parameters() if value.requires_grad]
-        tuned = [] if self.config.target_entropy is None else [self.temperature["log_alpha"]]
+        tuned = [] if self.config.target_entropy is None else [self.temperature["drift"]]
         return [*super().trainables(), *own, *tuned]
 
     def extras(self) -> dict[str, Any]:
@@ -84,10 +87,15 @@ class SAC(TDAgent[SACConfig]):
                 follow(target, critic, self.config.target_rate)
 
     @property
+    def log_alpha(self) -> Tensor:
+        """log α as it is now: where it began, and its drift at its own rate."""
+        drift: Tensor = self.temperature["drift"]
+        return math.log(self.config.alpha) + self.config.temperature_rate * drift
+
+    @property
     def alpha(self) -> Tensor:
         """The temperature as it is now, without gradient."""
-        now: Tensor = self.temperature["log_alpha"].detach().exp()
-        return now
+        return self.log_alpha.detach().exp()
 
     @property
     def bounded(self) -> bool:
@@ -112,7 +120,7 @@ class SAC(TDAgent[SACConfig]):
         log_inside = average(scores.log_inside[:, :-1], steps)
         loss = td - average(climbed, steps) - config.leak_weight * log_inside
         if config.target_entropy is not None:
-            tuned = objectives.temperature_loss(self.temperature["log_alpha"], entropy, config.target_entropy)
+            tuned = objectives.temperature_loss(self.log_alpha, entropy, config.target_entropy)
             loss = loss + average(tuned, steps)
         logs = {
             "td_error": average(errors[0].abs(), inside),

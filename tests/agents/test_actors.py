@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from agents.episodes import Episodes
-from agents.objectives import levelled_q
+from agents.objectives import at_slots, levelled_q
 from agents.table_student import TableStudent
 from envs.exact import solve
 from envs.table_teacher import TableTeacher
@@ -66,7 +66,10 @@ def test_ppo_starts_at_a_ratio_of_1_where_it_is_the_actor_critic() -> None:
     other, _ = batch_for("actor_critic")
     noted = dataclasses.replace(batch, behaviour_logp=batch.behaviour_logp - 0.5 * batch.steps)
     received = agent.receive(noted)  # whatever the walk noted
-    torch.testing.assert_close(received.behaviour_logp, batch.behaviour_logp)
+    inside = batch.in_set
+    own = at_slots(agent.student.scores(batch).log_policy[:, :-1], batch.slots)[inside]
+    torch.testing.assert_close(received.behaviour_logp[inside], own.detach().float())
+    assert torch.equal(received.behaviour_logp[~inside], noted.behaviour_logp[~inside])
     slopes = [torch.autograd.grad(each.loss(received)[0], [each.student.z, each.student.v]) for each in (agent, other)]
     torch.testing.assert_close(*slopes, atol=1e-6, rtol=1e-5)
 
@@ -76,14 +79,28 @@ def test_ppo_learns_nothing_more_from_a_ratio_beyond_its_clip() -> None:
     agent.config = dataclasses.replace(agent.config, leak_weight=0.0)
     with torch.no_grad():
         agent.student.z += torch.randn(agent.student.z.shape, generator=torch.Generator().manual_seed(1)) * 5
-    scores = agent.student.scores(batch)
-    ratio = (scores.logp_taken - batch.behaviour_logp).exp()[batch.in_set]
+    own = at_slots(agent.student.scores(batch).log_policy[:, :-1], batch.slots)
+    ratio = (own - batch.behaviour_logp).exp()[batch.in_set]
     assert (ratio > 1.2).any() and (ratio < 0.8).any()
     other, _ = batch_for("actor_critic", depth=1)
     other.student.load_state_dict(agent.student.state_dict())
     other.config = dataclasses.replace(other.config, leak_weight=0.0)
     clipped, free = (torch.autograd.grad(each.loss(batch)[0], [each.student.z])[0] for each in (agent, other))
     assert (clipped.abs().sum(1) < 1e-9).any() or clipped.norm() < free.norm()
+
+
+def test_mass_that_moves_inside_moves_no_ratio() -> None:
+    """The leak may close between two walks by any factor: π_S^A, and so its ratio, stands still."""
+    agent, batch = batch_for("ppo", depth=1)
+    agent.config = dataclasses.replace(agent.config, leak_weight=0.0)
+    before = agent.loss(batch)[0]
+    outside = torch.ones_like(agent.student.z, dtype=torch.bool)
+    held = batch.mask[:, 0]
+    outside[batch.tokens[:, 0, None].expand_as(held)[held], batch.ids[:, 0][held]] = False
+    assert outside.any()
+    with torch.no_grad():
+        agent.student.z[outside] -= 3.0
+    torch.testing.assert_close(agent.loss(batch)[0], before)
 
 
 def test_ppo_with_clipped_values_reaches_the_same_fixed_point() -> None:
@@ -119,11 +136,16 @@ def test_the_actor_of_sac_leaves_its_own_values_alone_and_its_critics_to_theirs(
     assert all(critic.z.grad.abs().sum() > 0 for critic in agent.critics)
 
 
-def test_sac_tuned_to_an_entropy_ends_there() -> None:
-    """The identity where α is not known beforehand; off-policy data of the teacher alone."""
+@pytest.mark.parametrize(("entropy", "updates"), [(0.3, 600), (0.6, 400)])
+def test_sac_tuned_to_an_entropy_ends_there(entropy: float, updates: int) -> None:
+    """The identity where α is not known beforehand: the policy is the soft-optimal one of the α that was found."""
     case = case_for("sac", 1, 0.8, "logprob")
-    agent = beginner("sac", case.teacher, 300, gamma=0.8, target_entropy=0.3, student_share=0.0, target_rate=0.3)
+    config = {"target_entropy": entropy, "student_share": 0.0, "target_rate": 0.3}
+    agent = beginner("sac", case.teacher, updates, gamma=0.8, **config)
     assert agent.fixed_point is None and agent.walks is None
-    for _ in range(300):
+    for _ in range(updates):
         figures = agent.update(case.batch)
-    assert figures["entropy"] == pytest.approx(0.3, abs=0.01) and figures["alpha"] != pytest.approx(1.0, abs=0.1)
+    assert figures["entropy"] == pytest.approx(entropy, abs=0.01) and figures["alpha"] != pytest.approx(1.0, abs=0.1)
+    best = solve(case.teacher, "soft", top_p=case.p, gamma=0.8, alpha=figures["alpha"])
+    policy = agent.student.z.detach().softmax(-1)
+    assert (policy - torch.from_numpy(best.policy)).abs().max() < 3 * TOLERANCE.policy
