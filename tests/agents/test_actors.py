@@ -136,7 +136,7 @@ def test_the_actor_of_sac_leaves_its_own_values_alone_and_its_critics_to_theirs(
     assert all(critic.z.grad.abs().sum() > 0 for critic in agent.critics)
 
 
-@pytest.mark.parametrize(("entropy", "updates"), [(0.3, 600), (0.6, 400)])
+@pytest.mark.parametrize(("entropy", "updates"), [(0.3, 1000), (0.6, 400)])
 def test_sac_tuned_to_an_entropy_ends_there(entropy: float, updates: int) -> None:
     """The identity where α is not known beforehand: the policy is the soft-optimal one of the α that was found."""
     case = case_for("sac", 1, 0.8, "logprob")
