@@ -79,8 +79,9 @@ class DistillConfig(RunConfig):
     """Distil the teacher with one agent and one seed."""
 
     agent: str = "soft_q"
-    """bc, bc_filtered, kd, q_learning, soft_q, bellman_distill, sb3:dqn, sb3:soft_dqn, sb3:a2c, sb3:ppo,
-    sb3:maskable_ppo, or module:Class."""
+    """bc, bc_filtered, kd, gkd, minillm, q_learning, soft_q, cql, sqil, actor_critic, ppo, sac, bellman_distill,
+    bellman_distill_released, value_tilt, sb3:dqn, sb3:soft_dqn, sb3:a2c, sb3:ppo, sb3:maskable_ppo, or module:Class;
+    with settings behind an @, as soft_q@n=3."""
     seed: int = 0
     top_p: float = 0.9
     """Mass of the candidate sets, in (0, 1]."""

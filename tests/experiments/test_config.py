@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from agents import agent_class
+from agents import REGISTRY, agent_class
 from envs.errors import InputError
+from experiments import config as config_module
 from experiments.arms import agent_of, agent_settings, split_arm
 from experiments.config import (
     PRESETS,
@@ -189,3 +190,9 @@ def test_an_arm_is_an_agent_and_what_sets_it_apart() -> None:
 def test_a_broken_arm_is_refused(arm: str) -> None:
     with pytest.raises(InputError, match=f"arm {arm!r}"):
         split_arm(arm)
+
+
+def test_the_help_of_distill_names_every_agent() -> None:
+    text = Path(config_module.__file__).read_text(encoding="utf-8")
+    about = text[text.index("class DistillConfig") : text.index("class CompareConfig")]
+    assert all(f"{name}," in about for name in REGISTRY)
