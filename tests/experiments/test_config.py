@@ -172,7 +172,7 @@ def test_every_preset_names_agents_and_settings_that_exist(preset: Path) -> None
     config = from_mapping(CompareConfig, read_yaml(preset), preset.name)
     assert config.agents
     for name in config.agents:
-        agent_class(name).make_config(**agent_settings(config, name))
+        agent_class(agent_of(name)).make_config(**agent_settings(config, name))
 
 
 def test_an_arm_is_an_agent_and_what_sets_it_apart() -> None:
