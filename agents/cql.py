@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -21,6 +22,8 @@ class CQLConfig(BoundedConfig):
 
     conservatism: float = 1.0
     """Weight of the penalty, in nats: 0 leaves one-step soft Q-learning, ∞ cloning on the set."""
+    huber: float = math.inf
+    """TD errors beyond this many nats count linearly; ∞, at which the declared optimum is exact, squares them all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,8 +39,8 @@ class CQL(BoundedAgent[CQLConfig]):
 
     Source: Kumar et al. (2020), arXiv:2006.04779, equation 4 (CQL(H)). Departures: the log-sum-exp runs over the set
     and at temperature α, its weight is fixed, one critic. n-step targets, a residual gradient, the hinge and the
-    anchor of `soft_q` would each move the optimum, so they are left out. It is exact as long as no error at the
-    optimum, w (1 − π_Q/β), exceeds `huber`.
+    anchor of `soft_q` would each move the optimum, so they are left out. Errors at the optimum are w (1 − π_Q/β),
+    not 0: a `huber` below the largest of them moves it too, so errors are squared unless set otherwise.
     """
 
     name: ClassVar[str] = "cql"

@@ -26,7 +26,7 @@ class TDConfig(Config):
     leak_weight: float = 1.0
     """Weight of −log(1 − leak), which makes a loss on candidates a loss on the whole softmax (4g)."""
     shuffle: bool = False
-    """A control: bootstrapped values are permuted among the states of the batch before they enter a target."""
+    """A control: bootstrapped values are permuted among the batch's successor states before they enter a target."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,8 +143,10 @@ class TDAgent(Agent[D]):
         """Values as they enter a target: as they are, or in the control those of other states.  # (B, T+1)"""
         if not self.config.shuffle:
             return values
-        order = torch.randperm(int(batch.states.sum()), generator=self.generator)
-        return objectives.permuted(values, batch.states, order.to(values.device))
+        successors = batch.states.clone()
+        successors[:, 0] = False  # nothing is bootstrapped from a prompt: its value would change the law of the others
+        order = torch.randperm(int(successors.sum()), generator=self.generator)
+        return objectives.permuted(values, successors, order.to(values.device))
 
 
 class TargetAgent(TDAgent[P]):

@@ -26,6 +26,7 @@ from tests.agents.mutations import (
     mask_ignored,
     noticed,
     outcome,
+    plant,
 )
 
 APPLYING = [
@@ -45,6 +46,14 @@ def test_a_mistake_is_noticed(name: str, config: dict[str, Any], mutation: Mutat
 @pytest.mark.parametrize(("name", "config"), LOOKING_AHEAD, ids=str)
 def test_without_a_mistake_there_is_nothing_to_notice(name: str, config: dict[str, Any]) -> None:
     assert not noticed(outcome(name, config, NONE))
+
+
+@pytest.mark.parametrize("factor", [0.0, -0.1, 0.5], ids=["dropped", "flipped", "halved"])
+def test_a_wrong_conservative_penalty_is_noticed(factor: float) -> None:
+    def scaled(patch: Patch) -> None:
+        plant(patch, "conservative_gap", lambda log_policy, alpha: factor * -alpha * log_policy)
+
+    assert far(arm("cql", mutation=scaled, conservatism=2.0))
 
 
 def test_a_mask_ignored_in_the_hard_target_alone_is_noticed() -> None:
