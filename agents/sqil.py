@@ -12,12 +12,12 @@ from agents import objectives
 from agents.base import Logs
 from agents.episodes import Episodes
 from agents.objectives import average
-from agents.td import PathConfig, TargetAgent
+from agents.td import TargetAgent, TargetConfig
 from agents.walks import WalkConfig
 
 
 @dataclass(frozen=True)
-class SQILConfig(WalkConfig, PathConfig):
+class SQILConfig(WalkConfig, TargetConfig):
     """Settings of `sqil`."""
 
     student_share: float = 0.5
@@ -35,10 +35,11 @@ class SQIL(TargetAgent[SQILConfig]):
 
     There is no fixed point: the optimum moves with the student's own walk, and where that equals the teacher's the
     reward says nothing. On transitions that stand still it is soft Q-learning on the teacher's share of each, the mean
-    reward of taking a in s; at γ = 0 that share is Q itself.
+    reward of taking a in s; at γ = 0 that share is Q itself. Targets take one step: the reward tells who walks, not
+    what is done, so that a longer return would go on paying the walker and miss that mean.
 
-    Source: Reddy, Dragan & Levine (2020), arXiv:1905.11108, equation 1. Departures: targets are path-consistent and
-    may be longer than one step; bootstrapped values come from a target network; a levelled Q.
+    Source: Reddy, Dragan & Levine (2020), arXiv:1905.11108, equation 1. Departures: bootstrapped values come from a
+    target network; a levelled Q.
     """
 
     name: ClassVar[str] = "sqil"
@@ -57,6 +58,6 @@ class SQIL(TargetAgent[SQILConfig]):
         rewards = (batch.from_teacher[:, None] & batch.steps).to(batch.rewards.dtype)
         with torch.no_grad():
             ahead = self.ahead(self.target.values(batch), batch)  # (B, T+1)
-        target = config.returns(rewards, batch.discounts, log_policy, ahead, batch.in_set)
-        error = scores.value[:, :-1] - target
+        path = (rewards, batch.discounts, log_policy, ahead, batch.in_set)
+        error = scores.value[:, :-1] - objectives.path_target(*path, n=1, alpha=config.alpha)
         return self.finish(average(objectives.huber(error, config.huber), inside), error, scores, batch)

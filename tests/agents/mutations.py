@@ -115,9 +115,7 @@ class Mutation:
     spares: tuple[str, ...] = ()
 
     def applies(self, name: str, config: dict[str, Any]) -> bool:
-        if self.plant is uncut:
-            return depth_of(name, config) > 1
-        return name not in self.spares
+        return name not in self.spares and (self.plant is not uncut or depth_of(name, config) > 1)
 
 
 NO_ENTROPY = ("q_learning", "bellman_distill")
@@ -129,7 +127,7 @@ MUTATIONS = [
     Mutation("slot as token", spoil=slots_as_tokens),
     Mutation("no log π", entropy_times(0.0), spares=NO_ENTROPY),
     Mutation("+ log π", entropy_times(-1.0), spares=NO_ENTROPY),
-    Mutation("trace uncut", uncut),
+    Mutation("trace uncut", uncut, spares=("sqil",)),
     Mutation("values shuffled", config={"shuffle": True}),
 ]
 NONE = Mutation("none")
@@ -168,13 +166,13 @@ def sqil_arm(
     **config: Any,
 ) -> Gap:
     """`arm` for `sqil`: beside the teacher a walker that stays uniform, so that it has a fixed point (see `SQIL`)."""
-    case = case_for(name, 2, 0.8, "logprob", **mistakes)
+    case = case_for(name, 1, 0.8, "logprob", **mistakes)  # one step: both walkers meet every state equally often
     uniform = TableStudent(case.teacher.vocab_size, case.teacher.order)
     batch = mixed(case.batch, as_walked(uniform, case.anyones), 0.5)
     with Patch.context() as patch:
         if mutation is not None:
             mutation(patch)
-        agent = beginner(name, case.teacher, updates, gamma=0.8, target_rate=0.2, lam=0.5, **config)
+        agent = beginner(name, case.teacher, updates, gamma=0.8, target_rate=0.2, **config)
         for _ in range(updates):
             agent.update(batch if spoil is None else spoil(batch))
     own = case.teacher.probabilities

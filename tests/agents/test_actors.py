@@ -60,6 +60,25 @@ def test_on_a_fixed_mixture_sqil_is_soft_q_learning_on_the_teachers_share(config
         assert (found > share).all()  # the survival bias: every step left pays
 
 
+def test_sqil_pays_each_visit_where_walkers_go_on() -> None:
+    """Two steps long, the walkers meet the second state unequally often; the share is that of the visits counted."""
+    teacher, uniform = two_states(), TableStudent(2, 1)
+    paths = (complete_paths(teacher, 2), complete_paths(teacher, 2, anyones=True))
+    own, anyones = (build(teacher, each, 1.0, 0.8) for each in paths)
+    agent = beginner("sqil", teacher, 400, gamma=0.8, target_rate=0.2)
+    batch = mixed(own, as_walked(uniform, anyones), 0.5)
+    for _ in range(400):
+        agent.update(batch)
+    visits = []
+    for walk in (teacher.probabilities, np.full((2, 2), 0.5)):
+        states = np.array([1.0, 1.0 + walk[:, 1].sum()])  # each once as a start; token 1 leads to state 1, token 0 ends
+        visits.append(states[:, None] * walk)
+    wanted = solve(teacher, "soft", gamma=0.8, reward=visits[0] / sum(visits))
+    with torch.no_grad():
+        found = levelled_q(agent.student.v, agent.student.z.log_softmax(-1)).numpy()
+    assert np.abs(found - wanted.q).max() < TOLERANCE.q
+
+
 def test_ppo_starts_at_a_ratio_of_1_where_it_is_the_actor_critic() -> None:
     """Loss and gradient: of a fresh walk nothing is clipped, and ∇ρ = ∇log π."""
     agent, batch = batch_for("ppo")

@@ -132,7 +132,7 @@ REFUSED = [
         for name in LOOKING_AHEAD
         if name != "bellman_distill"
     ),
-    *((name, {"lam": -0.1}, "lam is -0.1; it must lie in") for name in ("soft_q", "sqil", *ON_POLICY)),
+    *((name, {"lam": -0.1}, "lam is -0.1; it must lie in") for name in ("soft_q", *ON_POLICY)),
     *((name, {"student_share": 0.5}, "student_share is 0.5; it must be 1") for name in ON_POLICY),
     *((name, {"teacher_mix": 0.5}, "teacher_mix is 0.5; it must be 0") for name in ON_POLICY),
     *((name, {"critic_weight": 0.0}, "critic_weight") for name in ON_POLICY),
