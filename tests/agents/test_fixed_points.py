@@ -31,6 +31,11 @@ ARMS: list[tuple[str, dict[str, Any]]] = [
     ("cql", {"conservatism": 0.2, "alpha": 0.5, "target_rate": 1.0}),
     # Its errors at the optimum reach 1.1 nats, where a Huber bend at 1 would end .2 nats away.
     ("cql", {"conservatism": 5.0, "alpha": 2.0, "target_rate": 1.0}),
+    ("actor_critic", {"lam": 0.0}),
+    ("actor_critic", {"lam": 1.0, "alpha": 0.5, "walk_every": 1}),
+    ("ppo", {"reward": "topp_logprob", "walk_every": 4}),
+    ("sac", {"student_share": 0.0, "alpha": 0.5}),
+    ("sac", {"student_share": 1.0, "min_mass": 0.8}),
     ("bellman_distill", {"c": 0.1}),
     ("bellman_distill", {"c": 1.0, "linear": "expected"}),
     ("bellman_distill", {"c": math.inf}),

@@ -21,10 +21,10 @@ from agents.table_student import TableStudent
 from agents.value_tilt import ValueTilt
 from envs.table_teacher import TABLES
 from experiments.table_data import as_walked, build, complete_paths
+from tests.agents.mutations import gamma_off_by_one, mask_ignored
 from tests.agents.own_walk import exact, gaps, learn, renormalised
 from tests.agents.test_contract import exact as episodes
 from tests.agents.test_contract import scattered, with_gradient
-from tests.agents.test_mutations import gamma_off_by_one, mask_ignored
 from tests.agents.test_student import model
 
 POLICY, VALUE = 0.003, 0.003
