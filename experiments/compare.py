@@ -16,7 +16,7 @@ from experiments.report import Row, write_report
 from experiments.train import START, read_result
 from experiments.workspace import Cell, Workspace, cells_of, full_disk_is_said
 
-COSTS: tuple[str, ...] = ("seconds", "tokens", "teacher_tokens", "student_tokens", "walk_seconds")
+COSTS: tuple[str, ...] = ("seconds", "tokens", "teacher_tokens", "student_tokens", "walk_seconds", "flops")
 
 
 def compare(config: CompareConfig) -> list[Row]:

@@ -25,8 +25,9 @@ from agents.replay import Replay
 from agents.student import Student
 from experiments.arms import agent_of
 from experiments.cell import build_agent, check_settings, last_checkpoint, new_checkpoint
-from experiments.collect import attach
 from experiments.evaluate import measure, remember_training_prompts
+from experiments.flops import EVERY, counted, of_reading
+from experiments.labels import Labels
 from experiments.loop import LoopTrainer
 from experiments.walks import Walker
 from experiments.workspace import Cell, Report, Workspace, full_disk_is_said, write
@@ -112,7 +113,8 @@ class Trainer:
         walks = agent.walks
         self.walker = Walker(space, cell, agent, walks, folder) if walks is not None else None
         self.replay = Replay(space.config.episodes, seed=cell.seed)  # the same order for every agent of a seed
-        self.record: dict[str, Any] = {"seconds": 0.0, "tokens": 0, "teacher_tokens": 0, "curve": []}
+        self.labels = Labels(space.teacher, agent.needs)
+        self.record: dict[str, Any] = {"seconds": 0.0, "tokens": 0, "teacher_tokens": 0, "flops": 0.0, "curve": []}
         if walks is not None:
             self.record |= {"student_tokens": 0, "walk_seconds": 0.0}
         if episodes is not None:
@@ -127,6 +129,7 @@ class Trainer:
         config, record = self.space.config, self.record
         logs = self.space.out / "tensorboard" / self.cell.name
         report("", self.agent.updates)
+        self._label(report)
         saved = time.monotonic()
         # A resumed run logs again what came after its checkpoint, and nothing before.
         with SummaryWriter(str(logs), purge_step=self.agent.updates + bool(record["curve"])) as writer:
@@ -149,7 +152,21 @@ class Trainer:
                     self._checkpoint()
                     saved = time.monotonic()
         self._checkpoint()
-        return {"updates": self.agent.updates, **record}
+        reading = of_reading(self.space.teacher, record["teacher_tokens"])
+        decoding = of_reading(self.student.model, record.get("student_tokens", 0))
+        return {"updates": self.agent.updates, **record, "flops": record["flops"] + reading + decoding}
+
+    def _label(self, report: Report) -> None:
+        """Ask the teacher once for what will be learnt from several times; a resumed run has paid for it before."""
+        if not self.agent.needs or not len(self.replay):
+            return
+        begin, config = time.monotonic(), self.agent.config
+        own = self.walker.walks.student_episodes(config.batch_size) if self.walker is not None else 0
+        draws = (config.batch_size - own) * self.agent.total_updates
+        asked = self.labels.remember(self.space.episodes(self.cell.seed, self.cell.top_p), draws, report)
+        if not self.record["curve"]:
+            self.record["teacher_tokens"] += asked
+            self.record["seconds"] += time.monotonic() - begin
 
     def _update(self) -> tuple[dict[str, float], int]:
         """One batch, learnt from.
@@ -157,10 +174,13 @@ class Trainer:
         Raises: DivergedError: as `Agent.update`; the batch has been saved, and the checkpoint is the last good one.
         """
         before = self.replay.state_dict()
-        batch = attach(self._batch(), self.space.teacher, needs := self.agent.needs)
+        batch, asked = self.labels.attach(self._batch())
         tokens = int(batch.length.sum())
         try:
-            figures = self.agent.update(batch)
+            if self.agent.updates % EVERY == 0:
+                figures, self.record["update_flops"] = counted(lambda: self.agent.update(batch))
+            else:
+                figures = self.agent.update(batch)
         except DivergedError as error:
             place = self.folder / "diverged.safetensors"
             batch.save(place)
@@ -168,8 +188,8 @@ class Trainer:
             self._checkpoint()
             raise DivergedError(f"{error}; its batch is in {place}, the weights before it in checkpoints") from error
         self.record["tokens"] += tokens
-        if needs:
-            self.record["teacher_tokens"] += int((batch.prompt_length + batch.length).sum())
+        self.record["flops"] += self.record["update_flops"]
+        self.record["teacher_tokens"] += asked
         if "log_inside" in figures:
             figures["leak"] = -math.expm1(figures.pop("log_inside"))
         return figures, tokens
