@@ -146,6 +146,8 @@ def _runs(kind_name: str, command: str) -> Callable[[list[str]], None]:
             rows = getattr(compare, command)(settings)
         except jobs.FailedCells as error:
             rows, failed = error.rows, error
+        if getattr(settings, "trials", 0):
+            print((settings.out / "shared" / "tuned.md").read_text(encoding="utf-8"))
         if rows:
             print(report.tables(rows))
             reference = getattr(settings, "reference", "") or settings.agents[0] if command == "compare" else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from agents.student import SIZES
@@ -22,7 +23,7 @@ COSTS: tuple[str, ...] = ("seconds", "tokens", "teacher_tokens", "student_tokens
 def compare(config: CompareConfig) -> list[Row]:
     """`tdistill compare`: the main job.
 
-    Returns: one row per finished cell, the start and the teacher among them.
+    Returns: one row per finished cell, the start and the teacher among them; none at 0 seeds, which only searches.
     Raises: InputError: bad input, before anything runs where it can be seen then. FailedCells: naming what failed.
     """
     space = Workspace(config)
@@ -31,23 +32,26 @@ def compare(config: CompareConfig) -> list[Row]:
         raise InputError(f"agents {', '.join(config.agents)} name one twice; each is compared with itself by its seeds")
     if config.reference and config.reference not in config.agents:
         raise InputError(f"reference {config.reference!r} is none of the agents {', '.join(config.agents)}")
+    if not config.seeds and not config.trials:
+        raise InputError("seeds = 0 compares nothing and trials = 0 searches nothing; raise one of them")
     # Students of a size name, and warm ones, begin elsewhere with every seed.
-    seeds = range(config.seeds) if config.student in SIZES or config.warm_start else [0]
-    return _run(space, cells_of([START], seeds, config.top_p) + cells, config)
+    seeds = range(config.seeds) if config.student in SIZES or config.warm_start or not cells else [0]
+    return _run(space, config.agents, cells_of([START], seeds, config.top_p) + cells, config)
 
 
 def distill(config: DistillConfig) -> list[Row]:
     """`tdistill distill`: one cell. Raises: as `compare`."""
     space = Workspace(config)
     start = Cell(START, config.seed if config.student in SIZES or config.warm_start else 0, config.top_p)
-    return _run(space, [start, Cell(config.agent, config.seed, config.top_p)], config)
+    return _run(space, [config.agent], [start, Cell(config.agent, config.seed, config.top_p)], config)
 
 
-def _run(space: Workspace, cells: list[Cell], config: CompareConfig | DistillConfig) -> list[Row]:
+def _run(
+    space: Workspace, arms: Sequence[str], cells: list[Cell], config: CompareConfig | DistillConfig
+) -> list[Row]:
     jobs, trials = getattr(config, "jobs", 1), getattr(config, "trials", 0)
     set_threads(config, jobs)
-    arms = list(dict.fromkeys(cell.agent for cell in cells if cell.agent != START))
-    student = space.seedling(cells[-1].seed)
+    student = space.seedling(cells[-1].seed if cells else 0)
     for arm in [*arms, *([config.warm_start] if config.warm_start else [])]:
         build_agent(config, Cell(arm, 0, space.masses[0]), student, space.settings(arm))
     warm_up.check(space)
@@ -59,6 +63,8 @@ def _run(space: Workspace, cells: list[Cell], config: CompareConfig | DistillCon
     space.check_student(student)
     with full_disk_is_said(space.out), space.opened():
         notes = [tuning.tune(space, arms, trials, getattr(config, "select", ""), jobs)] if trials else []
+        if not cells:
+            return []
         failures = run_cells(space, cells, jobs)
         rows = _rows(space, cells)
         reference = getattr(config, "reference", "") or arms[0]
@@ -76,7 +82,7 @@ def _check_finished(space: Workspace, cells: list[Cell]) -> None:
             check_settings(space.out / "cells" / cell.name, finished["settings"], space.settings(cell.agent))
 
 
-def _check_settings(config: RunConfig, arms: list[str]) -> None:
+def _check_settings(config: RunConfig, arms: Sequence[str]) -> None:
     agents = {agent_of(arm) for arm in arms if arm}
     for item in config.agent_config:
         agent = item.partition("=")[0].rpartition(".")[0]

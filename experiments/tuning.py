@@ -78,6 +78,7 @@ def tune(space: Workspace, arms: Sequence[str], count: int, select: str, jobs: i
         picked = arm_of("", chosen[f"{arm} {top_p:g}"]).lstrip("@") or "as given"
         lines.append([arm, f"{top_p:g}", str(len(scores)), f"{scores[best]:.4f}", picked])
     write(space.tuned_file, json.dumps(chosen, indent=1))
+    write(space.tuned_file.with_suffix(".md"), aligned(lines, markdown=True) + "\n")
     return aligned(lines, markdown=True)
 
 

@@ -308,12 +308,13 @@ def _check(config: RunConfig, masses: Sequence[float]) -> None:
         raise InputError(f"top_p = {list(masses)} must name one mass or several different ones")
     if config.teacher_walk not in TEACHER_WALKS:
         raise InputError(f"teacher_walk = {config.teacher_walk!r} must be one of {', '.join(TEACHER_WALKS)}")
-    for name in (*COUNTS, "seeds", "jobs"):
+    for name in (*COUNTS, "jobs"):
         value = getattr(config, name, 1)
         if value < 1:
             raise InputError(f"{name} = {value} is below 1")
-    if (trials := getattr(config, "trials", 0)) < 0:
-        raise InputError(f"trials = {trials} is below 0; 0 searches nothing")
+    for name, nothing in {"seeds": "0 compares nothing", "trials": "0 searches nothing"}.items():
+        if (value := getattr(config, name, 0)) < 0:
+            raise InputError(f"{name} = {value} is below 0; {nothing}")
     for name in ("threads", "max_prompt_tokens"):
         value = getattr(config, name)
         if value is not None and value < 1:
