@@ -46,9 +46,7 @@ def distill(config: DistillConfig) -> list[Row]:
     return _run(space, [config.agent], [start, Cell(config.agent, config.seed, config.top_p)], config)
 
 
-def _run(
-    space: Workspace, arms: Sequence[str], cells: list[Cell], config: CompareConfig | DistillConfig
-) -> list[Row]:
+def _run(space: Workspace, arms: Sequence[str], cells: list[Cell], config: CompareConfig | DistillConfig) -> list[Row]:
     jobs, trials = getattr(config, "jobs", 1), getattr(config, "trials", 0)
     set_threads(config, jobs)
     student = space.seedling(cells[-1].seed if cells else 0)

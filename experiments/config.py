@@ -97,7 +97,7 @@ class CompareConfig(RunConfig):
     labels as the others get. An agent stands for several arms with settings of their own behind an @:
     soft_q soft_q@gamma=0 soft_q@shuffle=true,n=3."""
     seeds: int = 2
-    """How many seeds, from 0 on; seed k has its own teacher episodes. 0: search settings (`trials`), compare nothing."""
+    """How many seeds, from 0 on; seed k has its own teacher episodes. 0: only search settings, see `trials`."""
     top_p: tuple[float, ...] = (0.9,)
     """One or several masses of the candidate sets, each in (0, 1]."""
     trials: int = 0

@@ -36,8 +36,18 @@ TABLES = (
         "rouge_l": "Rouge-L",
         "rouge_l_teacher": "Rouge-L(T)",
     },
+    {
+        "seconds": "seconds",
+        "walk_seconds": "of them walking",
+        "tokens": "tokens learnt from",
+        "teacher_tokens": "teacher's tokens",
+        "student_tokens": "student's tokens",
+        "flops": "Gflop",
+    },
 )
-"""Measure -> heading of the two tables: closeness to the teacher and cost, and what the greedy replies are worth."""
+"""Measure or cost -> heading of the three tables: closeness to the teacher, what the greedy replies are worth, and what
+learning took: `teacher's tokens` it wrote or read, `student's tokens` it wrote to learn from."""
+WHOLE = {"parameters", "seconds", "walk_seconds", "tokens", "teacher_tokens", "student_tokens", "flops"}
 DRAWN = {"forward_kl": "forward KL to the teacher, nats/token", "task_score": "task score, greedy", "leak": "leak"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
 FIXED_COLOURS = {"teacher": "#000000", "start": "#888888"}
@@ -56,6 +66,11 @@ class Row:
     measures: dict[str, float]  # on the test prompts
     curve: list[dict[str, float]]  # on the validation prompts, by updates
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """Costs and measures."""
+        return {**self.costs, **self.measures}
+
 
 def write_report(space: Workspace, rows: Sequence[Row], notes: Sequence[str] = ()) -> None:
     """`results.csv`, `results.md` (the tables, then the notes) and the figures, whole or not at all."""
@@ -68,10 +83,7 @@ def write_report(space: Workspace, rows: Sequence[Row], notes: Sequence[str] = (
 
 def results_csv(rows: Sequence[Row]) -> str:
     """One line per agent, seed and top_p; an empty field where a measure does not apply."""
-    flat = [
-        {"agent": r.agent, "seed": r.seed, "top_p": r.top_p, "updates": r.updates, **r.costs, **r.measures}
-        for r in rows
-    ]
+    flat = [{"agent": r.agent, "seed": r.seed, "top_p": r.top_p, "updates": r.updates, **r.figures} for r in rows]
     names = list(dict.fromkeys(name for record in flat for name in record))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
@@ -95,16 +107,17 @@ def tables(rows: Sequence[Row], *, markdown: bool = False) -> str:
     """
     found = []
     for columns in TABLES:
-        present = {name: head for name, head in columns.items() if any(name in row.measures for row in rows)}
+        present = {name: head for name, head in columns.items() if any(name in row.figures for row in rows)}
         if present:
-            found.append(_table(rows, present, markdown))
+            own = [row for row in rows if any(name in row.figures for name in present)]
+            found.append(_table(own, present, markdown))
     return "\n\n".join(found)
 
 
 def _table(rows: Sequence[Row], columns: dict[str, str], markdown: bool) -> str:
     lines = [["agent", "top_p", "seeds", *columns.values()]]
     for (agent, top_p), own in groups(rows).items():
-        values = [(name, [row.measures[name] for row in own if name in row.measures]) for name in columns]
+        values = [(name, [row.figures[name] for row in own if name in row.figures]) for name in columns]
         lines.append([agent, f"{top_p:g}", str(len(own)), *(_cell(name, found) for name, found in values)])
     return aligned(lines, markdown)
 
@@ -123,8 +136,8 @@ def _cell(name: str, values: Sequence[float]) -> str:
     if not values:
         return ""
     mean, half = mean_and_interval(values)
-    if name == "parameters":
-        return f"{mean:,.0f}"
+    if name in WHOLE:
+        return f"{mean / (1e9 if name == 'flops' else 1):,.0f}"
     if name == "speed_up":
         return f"{mean:.1f}x"
     digits = 1 if name == "length" else 3
@@ -137,7 +150,7 @@ def figures_json(rows: Sequence[Row]) -> dict[str, Any]:
         "figures": [
             {"name": name, "value": value, "agent": row.agent, "seed": row.seed, "top_p": row.top_p}
             for row in rows
-            for name, value in {**row.measures, **row.costs}.items()
+            for name, value in row.figures.items()
         ]
     }
 

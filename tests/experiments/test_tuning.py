@@ -73,6 +73,20 @@ def test_a_search_chooses_by_validation_and_leaves_the_test_prompts_alone(
     assert before == {path: path.stat().st_mtime_ns for path in (config.out / "cells").rglob("result.json")}
 
 
+def test_no_seeds_search_and_compare_nothing(tmp_path: Path) -> None:
+    config = small(tmp_path, seeds=0, trials=2)
+    assert compare(config) == []
+    assert set(json.loads((config.out / "shared" / "tuned.json").read_text())) == {"bc 0.9", "soft_q 0.9"}
+    assert "soft_q" in (config.out / "shared" / "tuned.md").read_text()
+    assert not (config.out / "shared" / "exam-test.json").exists() and not (config.out / "results.csv").exists()
+    rows = compare(replace(config, agents=("soft_q",), seeds=1))  # with the settings found before
+    assert [row.agent for row in rows] == ["teacher", "start", "soft_q"]
+    with pytest.raises(InputError, match="seeds = 0 compares nothing and trials = 0 searches nothing"):
+        compare(small(tmp_path, seeds=0))
+    with pytest.raises(InputError, match="seeds = -1 is below 0; 0 compares nothing"):
+        compare(small(tmp_path, seeds=-1))
+
+
 def test_a_search_by_a_measure_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--select task_score is no validation measure here; there are .*forward_kl"):
         compare(small(tmp_path, agents=("bc",), trials=2, select="task_score"))
