@@ -45,7 +45,7 @@ Report = Callable[[str, int], None]  # (what is going on, updates done since the
 CONFIG = "config.yaml"
 COLLECT_ROWS = 64
 COUNTS = ("max_new_tokens", "episodes", "updates", "batch_size", "eval_prompts", "eval_every", "warm_start_rounds")
-FREE = {"checkpoint_seconds", "threads", "json", "out", "jobs", "agents", "seeds", "agent", "seed", "agent_config"}
+FREE = set("checkpoint_seconds threads json out jobs agents seeds reference agent seed agent_config".split())
 """Settings that may change between two runs in one folder: which cells there are, and what each cell checks itself."""
 
 
