@@ -1,0 +1,125 @@
+"""The studies: what they estimate against numbers by hand and exact ones, and that they go on where they stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from envs.errors import InputError
+from envs.exact import solve_finite, stay_probability
+from envs.table_teacher import TABLES
+from envs.teachers import load_teacher
+from experiments.compare import compare
+from experiments.evaluate import Rule
+from experiments.studies.oracle_tilt import Lesson, OracleTiltConfig, study, table
+from experiments.studies.rollouts import Successors, mean_by, successors, walks_from
+from experiments.studies.stay_inside import StayInsideConfig, gap
+from experiments.studies.stay_inside import study as stay_inside
+from tests.experiments.runs import small
+
+
+def test_every_text_is_walked_on_from_equally_often() -> None:
+    texts = [[number % 5 + 1, number // 5 + 1] for number in range(25)]
+    walks, number = walks_from(texts, 40, load_teacher("table:toy"), Rule(0.8, 6, 5), seed=3)
+    assert torch.bincount(number).tolist() == [40] * 25 and int(walks.length.max()) <= 5
+    begun = [row[:2] for row in walks.tokens.tolist()]
+    assert begun == [texts[index] for index in number.tolist()]
+
+
+@pytest.mark.parametrize("name", ["detour", "second_order"])
+def test_walks_inside_measure_what_lookahead_finds(name: str) -> None:
+    """The exact KL by dynamic programming over the steps left: D_h(s) = Σ_a π^A (log π^A − log π*_h + D_{h−1}(s·a))."""
+    teacher, top_p, horizon, each = TABLES[name](), 0.7, 4, 1000
+    solution = solve_finite(teacher, horizon=horizon, top_p=top_p)
+    share = np.where(solution.candidates, teacher.probabilities, 0)
+    share /= share.sum(1, keepdims=True)
+    after = teacher.successors()
+    known = np.zeros((horizon + 1, teacher.states))
+    ends = np.isin(np.arange(teacher.vocab_size), sorted(teacher.eos_ids))
+    for left in range(1, horizon + 1):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            apart = np.log(share) - np.log(solution.policy[left])
+        onward = np.where(ends, 0, known[left - 1][after])
+        known[left] = np.where(share > 0, share * (apart + onward), 0).sum(1)
+    texts = [[1], [2]]
+    states = [teacher.state_of(text) for text in texts]
+    found = gap(load_teacher(f"table:{name}"), texts, each, Rule(top_p, teacher.vocab_size, horizon), 7)
+    assert max(known[horizon][states]) > 0.03
+    assert found.kl.numpy() == pytest.approx(known[horizon][states], abs=0.005)
+    stay = stay_probability(teacher, top_p, horizon)[horizon][states]
+    assert found.log_stay.exp().numpy() == pytest.approx(stay, rel=0.05)
+
+
+def test_the_study_of_staying_inside_prints_a_line_for_each_mass() -> None:
+    lines = stay_inside(StayInsideConfig(teacher="embedded", top_p=(0.7, 0.95), count=2, walks=4)).splitlines()
+    assert len(lines) == 4 and [line.split()[1] for line in lines[2:]] == ["0.7", "0.95"]
+    with pytest.raises(InputError, match=r"top_p = 1\.5 is outside"):
+        stay_inside(StayInsideConfig(top_p=(1.5,)))
+
+
+def test_successors_are_the_branching_states_likeliest_tokens() -> None:
+    teacher = load_teacher("table:toy")
+    walks, _ = walks_from([[1], [3]], 2, teacher, Rule(0.8, 6, 3), seed=1)
+    found = successors(walks, 2, sorted(teacher.eos_ids))
+    assert found.looked_at.shape == (*walks.mask.shape[:2], 2) and not found.looked_at[:, -1].any()
+    leaves = found.leaves.nonzero().tolist()
+    assert len(leaves) == len(found.number) > 2 and len({tuple(text) for text in found.texts}) == len(found.texts)
+    for (episode, row, column), index in zip(leaves, found.number.tolist(), strict=True):
+        prefix = int(walks.prompt_length[episode]) + row
+        token = int(walks.ids[episode, row, column])
+        assert found.texts[index] == [*walks.tokens[episode, :prefix].tolist(), token]
+        assert int(walks.mask[episode, row].sum()) >= 2 and token not in teacher.eos_ids
+    assert (found.ends <= found.looked_at).all()
+    assert found.spread(torch.arange(float(len(found.texts))))[found.leaves].tolist() == found.number.tolist()
+
+
+def lesson() -> Lesson:
+    """One state with two successors, 1 and 2 equally likely: two rollouts behind the first, one behind the second."""
+    walks, _ = walks_from([[5]], 1, load_teacher("table:toy"), Rule(0.5, 6, 1), seed=0)
+    looked_at = torch.zeros(1, 2, 2, dtype=torch.bool)
+    looked_at[0, 0] = True
+    found = Successors(looked_at, torch.zeros_like(looked_at), [[5, 1], [5, 2]], torch.tensor([0, 1]))
+    costs = torch.tensor([[1.0, 3.0], [2.0, 9.0], [0.5, 0.5]])
+    return Lesson(walks, found, costs, torch.tensor([2, 1, 2]), torch.tensor([0, 0, 1]), average=2.0)
+
+
+def test_the_value_of_a_successor_is_what_walking_on_costs_less_than_the_average() -> None:
+    """γ = .5, ρ = 2: the rollouts give (2−1) + .5(2−3) = .5, (2−2) = 0 and 1.5 + .75 = 2.25: V = .25 and 2.25.
+
+    The toy teacher after 5 has 3 and 4 in its set of p = .5, at .27 and .26: the usual value is
+    .25 · .27/.53 + 2.25 · .26/.53 = 1.2311, so that Δ = −.9811 and 1.0189. With ρ = 0 it is −1 −1.5 and −2: V = −2.25
+    and −.75.
+    """
+    own = lesson()
+    assert own.episodes.logp[0, 0, :2].exp().tolist() == pytest.approx([0.27, 0.26], abs=1e-6)
+    assert own.advantage(0.5, 2.0)[0, 0].tolist() == pytest.approx([-0.9811, 1.0189], abs=1e-4)
+    uncentred = own.advantage(0.5, 0.0)[0, 0].tolist()
+    assert uncentred == pytest.approx([-1.5 * 0.26 / 0.53, 1.5 * 0.27 / 0.53], abs=1e-4)
+    drawn = {tuple(own.advantage(0.5, 2.0, torch.Generator().manual_seed(seed))[0, 0].tolist()) for seed in range(9)}
+    assert len(drawn) == 2 and all(sorted(one) == pytest.approx([-0.9811, 1.0189], abs=1e-4) for one in drawn)
+    assert mean_by(torch.tensor([1, 0, 1]), torch.tensor([2.0, 5.0, 4.0]), 2).tolist() == [5.0, 3.0]
+
+
+def test_the_study_of_the_tilt_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    run = small(tmp_path, agents=("bc",), warm_start="kd", warm_start_rounds=1)
+    compare(run)
+    settings = {"run": run.out, "seeds": 1, "episodes": 4, "rollouts": 2, "rollout_tokens": 3, "updates": 3}
+    config = OracleTiltConfig(**settings, batch_size=2, replies=8)
+    record = study(config)
+    assert [(entry["arm"], entry["gamma"]) for entry in record] == [
+        ("untilted", 0.0),
+        *((arm, 0.8) for arm in ("tilted", "uncentred", "permuted")),
+    ]
+    place = run.out / "oracle_tilt.json"
+    place.write_text(json.dumps(record[:2]))
+    assert study(config) == record
+    text = table(config, record)
+    assert "| tilted" in text and "cost" in text.splitlines()[0]
+    with pytest.raises(InputError, match="has no warm student of seed 1"):
+        study(OracleTiltConfig(**{**settings, "seeds": 2}))
+    with pytest.raises(InputError, match="is no run folder"):
+        study(OracleTiltConfig(tmp_path))
