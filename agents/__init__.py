@@ -12,7 +12,8 @@ from agents.errors import InputError
 if TYPE_CHECKING:
     from agents.base import Agent
     from agents.loop import LoopAgent
-    from agents.student import Scorer, Student
+    from agents.scores import Scorer
+    from agents.student import Student
 
 GROUP = "tdistill.agents"
 EXTRAS = {"stable_baselines3": "sb3", "sb3_contrib": "sb3"}

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from agents.episodes import Episodes
 from agents.errors import DivergedError, InputError
-from agents.student import Scorer
+from agents.scores import Scorer
 
 if TYPE_CHECKING:
     from agents.walks import Walks

@@ -13,7 +13,7 @@ from agents import objectives
 from agents.actor_critic import ActorCriticConfig, SoftActorCritic
 from agents.base import require
 from agents.episodes import PAD_LOGP, Episodes
-from agents.student import Scorer, Scores
+from agents.scores import Scorer, Scores
 
 
 @dataclass(frozen=True)

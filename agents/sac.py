@@ -13,7 +13,7 @@ from agents import objectives
 from agents.base import FixedPoint, Logs, require
 from agents.episodes import Episodes
 from agents.objectives import average
-from agents.student import Scorer, Scores
+from agents.scores import Scorer, Scores
 from agents.td import BoundedConfig, TDAgent, follow, held
 from agents.walks import WalkConfig
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from agents import objectives
 from agents.errors import InputError
-from agents.student import Student, load_tokenizer, renormalised
+from agents.scores import renormalised
+from agents.student import Student, load_tokenizer
 
 try:
     from sb3_contrib.common.maskable.distributions import MaskableCategoricalDistribution

@@ -12,7 +12,7 @@ from agents import objectives
 from agents.base import FixedPoint, Logs, require
 from agents.episodes import Episodes
 from agents.objectives import average
-from agents.student import Scores
+from agents.scores import Scores
 from agents.td import PathConfig, ValueAgent, ValueConfig
 
 

@@ -12,124 +12,29 @@ import difflib
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from agents import objectives
-from agents.episodes import PAD_LOGP, Episodes
+from agents.episodes import Episodes
 from agents.errors import InputError
-from agents.leaves import Leaves, Places, read_apart, read_packed, why_not_packed
-from agents.softmax import picked
+from agents.leaves import Leaves, read_apart, read_packed, why_not_packed
+from agents.scores import Scores, on_candidates, pack, places_of, spread, unpack_leaves, unpack_scores
+from agents.vocabulary import Head
 
 VALUE_HEAD = "value_head.safetensors"
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a student says of every state of B episodes, in nats; 0 (PAD_LOGP for log_policy) where there is none."""
-
-    log_policy: Tensor  # (B, T+1, K) log π_S^A: the student renormalised on the candidates
-    value: Tensor  # (B, T+1) v(s), which is V_p(s) of the levelled Q
-    log_inside: Tensor  # (B, T+1) log(1 − leak): student mass on the candidates
-    logp_taken: Tensor  # (B, T) full-softmax log π_S(a_t|s_t)
-    logp: Tensor | None = None  # (B, T+1, V) full log π_S, only when asked for
-
-
-class Scorer(Protocol):
-    """What agents ask of a student; `Student` and `TableStudent` both answer it."""
-
-    @property
-    def width(self) -> int: ...  # D, of its last hidden states
-    @property
-    def eos_ids(self) -> frozenset[int]: ...
-    def scores(self, episodes: Episodes, full: bool = False) -> Scores: ...
-    def values(self, episodes: Episodes) -> Tensor: ...  # (B, T+1), without the vocabulary head
-    def log_policy(self, context: Tensor, length: Tensor, ids: Tensor, mask: Tensor) -> Tensor: ...  # (N, K)
-    def leaves(self, episodes: Episodes, ids: Tensor, mask: Tensor, full: bool = False) -> Leaves: ...
-    def copy(self) -> Self: ...
-    def parameters(self) -> Any: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
-
-
-class Packed(NamedTuple):
-    """The valid states of B episodes in one list of N."""
-
-    where: tuple[Tensor, Tensor]  # episode and row of each, (N,) int64 both
-    position: Tensor  # (N,) int64 position in `tokens` of the last token of each state's text
-
-
-def pack(episodes: Episodes) -> Packed:
-    """List the states that have candidates; row t's text ends at prompt_length + t − 1."""
-    episode, row = episodes.states.nonzero(as_tuple=True)
-    return Packed((episode, row), episodes.prompt_length[episode] + row - 1)
-
-
-def on_candidates(logits: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """log π_S^A (N, K), PAD_LOGP off the candidates, and its normaliser (N,), the log-sum-exp of their logits."""
-    return renormalised(logits.gather(1, ids), mask)
-
-
-def renormalised(candidate: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """As `on_candidates`, of the candidates' own logits.  # (N, K), (N, K) -> (N, K), (N,)"""
-    some = mask | ~mask.any(-1, keepdim=True)  # a finished row has no candidates and no use for its answer
-    inside = objectives.soft_value(candidate, some)
-    return torch.where(mask, candidate - inside[:, None], PAD_LOGP), inside
-
-
-def unpack_scores(episodes: Episodes, packed: Packed, logits: Tensor, value: Tensor, full: bool) -> Scores:
-    """Scores (B, T+1, ...) from the logits (N, V) and values (N,) of the packed states."""
-    where = packed.where
-    taken = torch.nn.functional.pad(episodes.taken, (0, 1))[where]  # (N,)
-    named, everything = picked(logits, torch.cat([taken[:, None], episodes.ids[where]], 1))  # (N, 1 + K), (N,)
-    policy, inside = renormalised(named[:, 1:], episodes.mask[where])  # (N, K), (N,)
-    logp_taken = spread(episodes, packed, named[:, 0] - everything)[:, :-1]
-    return Scores(
-        log_policy=spread(episodes, packed, policy, PAD_LOGP),
-        value=spread(episodes, packed, value),
-        log_inside=spread(episodes, packed, (inside - everything).clamp(max=0)),
-        logp_taken=torch.where(episodes.steps, logp_taken, 0),
-        logp=spread(episodes, packed, logits - everything[:, None]) if full else None,
-    )
-
-
-def unpack_leaves(
-    episodes: Episodes, mask: Tensor, hidden: Tensor, leaf_hidden: Tensor, value: Tensor, logits: Tensor | None
-) -> Leaves:
-    """Leaves (B, T+1, k, ...) from the hidden states (N, D) of states, and (M, ...) of the leaves where `mask` is."""
-    where = mask.nonzero(as_tuple=True)
-
-    def wide(values: Tensor) -> Tensor:
-        return values.new_zeros(*mask.shape, *values.shape[1:]).index_put(where, values)
-
-    logp = None if logits is None else wide(logits.log_softmax(-1))
-    return Leaves(spread(episodes, pack(episodes), hidden), wide(leaf_hidden), wide(value), logp)
-
-
-def places_of(episodes: Episodes, ids: Tensor, mask: Tensor) -> Places:
-    """The states of these episodes and the leaves `ids` behind them, where `mask`."""
-    packed = pack(episodes)
-    episode, row, column = mask.nonzero(as_tuple=True)
-    prefix = episodes.prompt_length[episode] + row
-    return Places(packed.where[0], packed.position, episode, prefix, ids[episode, row, column])
-
-
-def spread(episodes: Episodes, packed: Packed, values: Tensor, fill: float = 0.0) -> Tensor:
-    """(N, ...) back to (B, T+1, ...)."""
-    wide = values.new_full((*episodes.states.shape, *values.shape[1:]), fill)
-    return wide.index_put(packed.where, values)
 
 
 class Student(nn.Module):
     """A causal LM with a value head: V_p(s) = v(s), Q(s, a) = v(s) + α log π_S^A(a|s) (equation 6)."""
 
-    def __init__(self, model: Any, tokenizer: Any = None) -> None:
+    def __init__(self, model: Any, tokenizer: Any = None, head: Head | None = None) -> None:
         super().__init__()
+        self.head = head or Head()
+        self.head_rows = 0  # rows of the vocabulary head that the last scores took
         if getattr(model.config, "is_encoder_decoder", False):
             raise InputError(f"{type(model).__name__} is an encoder-decoder; a student must be a causal LM")
         self.model = model.float().eval()
@@ -162,42 +67,70 @@ class Student(nn.Module):
         return super().train(False)
 
     def _forward(
-        self, tokens: Tensor, row: Tensor, position: Tensor, head: bool = True, detach: bool = False
+        self,
+        tokens: Tensor,
+        row: Tensor,
+        position: Tensor,
+        head: bool = True,
+        detach: bool = False,
+        outputs: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Logits (N, V) and values (N,) after tokens[row, :position + 1]; one trunk pass, the head on these N only.
 
-        Without `head` the logits are those of the first alone. With `detach` the values leave the trunk alone.
+        Without `head` the logits are those of the first alone. With `detach` the values leave the trunk alone. Of the
+        tokens `outputs` (U,) alone the logits are (N, U).
         """
         longest = int(position.max()) + 1
-        logits, hidden = self._read(tokens[:, :longest], row, position, head)
+        logits, hidden = self._read(tokens[:, :longest], row, position, head, outputs)
         return logits, self.value_head(hidden.detach() if detach else hidden)[:, 0]
 
     def _read(
-        self, tokens: Tensor, row: Tensor, position: Tensor, head: bool, **attention: Tensor
+        self,
+        tokens: Tensor,
+        row: Tensor,
+        position: Tensor,
+        head: bool,
+        outputs: Tensor | None = None,
+        **attention: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Logits (N, V) and last hidden states (N, D) at these places.
+        """Logits (N, V) and last hidden states (N, D) at these places; of the tokens `outputs` (U,) alone, (N, U).
 
         The model's own head runs inside the model, so whatever it does to its logits (scaling, soft caps) is kept; it
         is handed the N packed states instead of every position. Without `head` it is handed a single one.
         """
         hidden: list[Tensor] = []
+        whole = head and outputs is None
 
         def keep_states(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             hidden.append(inputs[0][row, position])  # (N, D)
-            return (hidden[0][None] if head else hidden[0][None, :1],)
+            return (hidden[0][None] if whole else hidden[0][None, :1],)
 
-        hook = self.model.get_output_embeddings().register_forward_pre_hook(keep_states)
+        def some_rows(module: Any, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor | None:
+            if not head or outputs is None:
+                return None
+            bias = None if module.bias is None else module.bias[outputs]
+            return nn.functional.linear(hidden[0][None], module.weight[outputs], bias)
+
+        layer = self.model.get_output_embeddings()
+        hooks = [layer.register_forward_pre_hook(keep_states), layer.register_forward_hook(some_rows)]
         try:
             logits = self.model(input_ids=tokens, use_cache=False, **attention).logits.squeeze(0)  # (N, V); a view
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         return logits, hidden[0]
 
     def scores(self, episodes: Episodes, full: bool = False) -> Scores:
-        """Score every state of these episodes; `full` adds the log-softmax over the whole vocabulary."""
+        """Score every state of these episodes; `full` adds the log-softmax over the whole vocabulary.
+
+        With a head of some rows only (see `head`), log_inside and logp_taken rest on an estimate of the log-partition.
+        """
         packed = pack(episodes)
-        logits, value = self._forward(episodes.tokens, packed.where[0], packed.position)
-        return unpack_scores(episodes, packed, logits, value, full)
+        part = None if full else self.head.part(episodes, self.model.get_output_embeddings())
+        outputs = None if part is None else part.tokens
+        self.head_rows = self.vocab_size if outputs is None else len(outputs)
+        logits, value = self._forward(episodes.tokens, packed.where[0], packed.position, outputs=outputs)
+        return unpack_scores(episodes, packed, logits, value, full, part)
 
     def values(self, episodes: Episodes) -> Tensor:
         """v(s) of every state, the vocabulary head left out.  # (B, T+1)"""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from agents.episodes import Episodes
 from agents.leaves import Leaves
-from agents.student import Scores, on_candidates, pack, places_of, spread, unpack_leaves, unpack_scores
+from agents.scores import Scores, on_candidates, pack, places_of, spread, unpack_leaves, unpack_scores
 
 
 class TableStudent(nn.Module):

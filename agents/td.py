@@ -14,7 +14,7 @@ from agents.base import Agent, Config, Logs, require
 from agents.episodes import Episodes
 from agents.errors import InputError
 from agents.objectives import average
-from agents.student import Scorer, Scores
+from agents.scores import Scorer, Scores
 
 
 @dataclass(frozen=True)

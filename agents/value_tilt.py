@@ -15,7 +15,7 @@ from agents.critic import Critic, RunningMean
 from agents.episodes import Episodes
 from agents.leaves import Leaves
 from agents.objectives import average
-from agents.student import Scorer, Scores
+from agents.scores import Scorer, Scores
 from agents.td import TDConfig, follow
 from agents.walks import WalkConfig
 

@@ -60,6 +60,11 @@ class RunConfig:
     """Episodes an update."""
     agent_config: tuple[str, ...] = ()
     """Settings of single agents, in all their arms, as in soft_q.lr=3e-4 or sb3:ppo.n_epochs=4."""
+    head: str = "auto"
+    """Rows of the student's vocabulary head that are computed while it learns: "all", "candidates" (those of the batch,
+    and the negatives), or "auto": candidates where these are at most half of the vocabulary."""
+    negatives: int = 1024
+    """Tokens sampled beside the candidates; from them the log-partition, and so the leak, is estimated."""
     eval_prompts: int = 128
     """Held-out prompts of every measure."""
     eval_every: int = 100

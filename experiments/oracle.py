@@ -15,7 +15,7 @@ from agents import REGISTRY, agent_class, learner_class, make_agent
 from agents.base import Agent, FixedPoint
 from agents.episodes import Episodes
 from agents.objectives import levelled_q
-from agents.student import on_candidates
+from agents.scores import on_candidates
 from agents.table_student import TableStudent
 from envs.exact import Solution, solve
 from envs.table_teacher import TABLES, TableTeacher, detour

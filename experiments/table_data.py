@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from agents.episodes import PAD_LOGP, Episodes
-from agents.student import Scorer
+from agents.scores import Scorer
 from envs.candidates import Candidates, top_p
 from envs.table_teacher import TableTeacher
 

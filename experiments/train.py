@@ -190,6 +190,7 @@ class Trainer:
         self.record["tokens"] += tokens
         self.record["flops"] += self.record["update_flops"]
         self.record["teacher_tokens"] += asked
+        figures["head_rows"] = self.student.head_rows
         if "log_inside" in figures:
             figures["leak"] = -math.expm1(figures.pop("log_inside"))
         return figures, tokens

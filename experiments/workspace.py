@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 
 from agents.episodes import Episodes
 from agents.student import Student, build_student
+from agents.vocabulary import Head
 from envs.candidates import check_top_p
 from envs.errors import InputError
 from envs.prompts import Prompt, Splits, embedded_splits, load_prompts, split_prompts
@@ -162,10 +163,15 @@ class Workspace:
         if self.config.warm_start:
             record = self.warm_start_record(seed)
             if kept := json.loads(record.read_text(encoding="utf-8"))["kept"]:
-                student = Student.load(record.parent / kept)
-                student.tokenizer = student.tokenizer or getattr(self.teacher, "tokenizer", None)
-                return student
+                return self.load(record.parent / kept)
         return self.seedling(seed)
+
+    def load(self, directory: Path) -> Student:
+        """A student that this run has saved."""
+        student = Student.load(directory)
+        student.head = self.head
+        student.tokenizer = student.tokenizer or getattr(self.teacher, "tokenizer", None)
+        return student
 
     def warm_start_record(self, seed: int) -> Path:
         """What the warm-up of a seed says when it is over; its students lie beside it."""
@@ -198,7 +204,14 @@ class Workspace:
                 )
             spec = str(WARM_START)
         tokenizer = getattr(teacher, "tokenizer", None)
-        return build_student(spec, tokenizer=tokenizer, vocab_size=teacher.vocab_size, seed=seed)
+        student = build_student(spec, tokenizer=tokenizer, vocab_size=teacher.vocab_size, seed=seed)
+        student.head = self.head
+        return student
+
+    @property
+    def head(self) -> Head:
+        """Which rows of their heads students compute while they learn."""
+        return Head(self.config.head, self.config.negatives)
 
     @property
     def start_directory(self) -> Path:
@@ -302,6 +315,7 @@ def _check(config: RunConfig, masses: Sequence[float]) -> None:
     for top_p in masses:
         check_top_p(top_p, config.max_candidates)
     make_reward(config.reward, config.gamma)
+    Head(config.head, config.negatives)
     if config.reward == Sqil.name:
         raise InputError(f"reward {config.reward!r} tells the student's steps from the teacher's, who walks alone here")
     if not masses or len(set(masses)) < len(masses):

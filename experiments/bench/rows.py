@@ -10,7 +10,8 @@ from torch import Tensor
 
 from agents.base import Agent
 from agents.episodes import Episodes
-from agents.student import Packed, Scores, Student, unpack_scores
+from agents.scores import Packed, Scores, unpack_scores
+from agents.student import Student
 
 
 class LastPosition(Student):

@@ -33,7 +33,8 @@ from tqdm import tqdm
 from agents import objectives
 from agents.base import Logs
 from agents.episodes import Episodes
-from agents.student import Scores, Student
+from agents.scores import Scores
+from agents.student import Student
 from agents.value_tilt import ValueTilt
 from envs.errors import InputError
 from experiments.config import CompareConfig, from_mapping, read_yaml

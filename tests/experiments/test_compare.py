@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from agents.errors import DivergedError
 from agents.errors import InputError as AgentInputError
 from agents.soft_q import SoftQ
+from agents.student import Student
 from envs.errors import InputError
 from envs.prompts import prompt_hash
 from experiments import train
@@ -358,3 +359,18 @@ def test_one_agent_in_several_arms(tmp_path: Path) -> None:
     whole, blind, blind_too, _ = (row.measures["forward_kl"] for row in rows)
     assert whole != blind and blind == blind_too
     assert (config.out / "students" / "soft_q@gamma=0-seed0" / "config.json").is_file()
+
+
+def test_a_head_on_the_candidates_learns_as_the_whole_one_does(tmp_path: Path) -> None:
+    """All others are drawn here, so that the weights are equal but for rounding; the log says how many rows it took."""
+    config = small(tmp_path, agents=("kd@on=set",))
+    found = []
+    for head, negatives in (("all", 0), ("candidates", 6), ("candidates", 0)):
+        own = replace(config, head=head, negatives=negatives, out=tmp_path / f"{head}-{negatives}")
+        compare(own)
+        found.append(Student.load(own.out / "students" / "kd@on=set-seed0").state_dict())
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, atol=1e-4, rtol=1e-4)
+    assert any(not torch.allclose(found[2][name], value, atol=1e-3) for name, value in found[0].items())
+    with pytest.raises(AgentInputError, match="head rows are 'some'"):
+        compare(replace(config, head="some"))
