@@ -14,6 +14,7 @@ from typing import Any
 COMMANDS = {
     "compare": "distil the teacher with several agents and seeds, and compare what they reach (the main job)",
     "distill": "distil the teacher with one agent and one seed",
+    "collect": "let the teacher walk once and store its episodes, to learn from without it",
     "evaluate": "measure a student or teacher directory on held-out prompts",
     "generate": "talk to a student side by side with the teacher",
     "teacher": "train the embedded teacher and its warm-start student",
@@ -174,6 +175,15 @@ def _evaluate(words: list[str]) -> None:
     _write_json(settings.json, _named(figures))
 
 
+def _collect(words: list[str]) -> None:
+    from experiments.store import draw
+
+    settings = _parse(draw.CollectConfig, "collect", words)
+    figures = draw.draw(settings)
+    _print_figures(figures)
+    _write_json(settings.json, _named(figures))
+
+
 def _generate(words: list[str]) -> None:
     from experiments import generate
     from experiments.config import GenerateConfig
@@ -216,6 +226,7 @@ def _bench(words: list[str]) -> None:
 COMMAND_OF: dict[str, Callable[[list[str]], None]] = {
     "compare": _runs("CompareConfig", "compare"),
     "distill": _runs("DistillConfig", "distill"),
+    "collect": _collect,
     "evaluate": _evaluate,
     "generate": _generate,
     "teacher": _teacher,

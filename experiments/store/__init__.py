@@ -1,0 +1,1 @@
+"""The teacher store: its episodes with their candidate sets on disk, drawn once and learnt from without the teacher."""

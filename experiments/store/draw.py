@@ -1,0 +1,198 @@
+"""`tdistill collect`: let the teacher walk once, shard by shard, and keep what it said."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from agents.episodes import Episodes
+from envs.candidates import check_top_p
+from envs.errors import InputError
+from envs.prompts import Prompt, embedded_prompts, load_prompts, prompt_hash, split_prompts
+from envs.teachers import Teacher, load_teacher
+from envs.vector_env import TopPTokenVectorEnv
+from experiments.collect import TEACHER_WALKS, collect
+from experiments.store.columns import Format
+from experiments.store.fingerprint import fingerprint
+from experiments.store.shards import MANIFEST, Manifest, check_teacher, damage_of, write_shard
+from experiments.workspace import full_disk_is_said
+
+SPLITS = ("train", "validation", "test", "all")
+FREE = {"out", "rows", "json"}  # what the episodes do not depend on
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """Walk the teacher through prompts and store its episodes with their candidate sets, to learn from without it."""
+
+    out: Path
+    """Folder of the store; the same command goes on where it stopped and draws damaged shards anew."""
+    teacher: str = "embedded"
+    """"embedded", "table:NAME", a directory, or a hub id."""
+    prompts: Path | None = None
+    """A .jsonl or text file; none: the embedded corpus."""
+    prompt_split: str = "train"
+    """train, validation or test, as `compare` splits the file, or all of it."""
+    count: int | None = None
+    """Take the first so many prompts; none: all."""
+    skip_bad: bool = False
+    """Leave broken lines of the prompts file out instead of refusing it."""
+    chat_template: bool = False
+    """Wrap each prompt as a user's turn of the tokenizer's chat template."""
+    responses: int = 1
+    """Replies to each prompt; the prompt is read once."""
+    top_p: float = 0.9
+    """Mass of the candidate sets, in (0, 1]."""
+    max_candidates: int = 64
+    max_new_tokens: int = 64
+    """Token budget of a reply; it truncates."""
+    reward: str = "logprob"
+    gamma: float = 1.0
+    """For the rewards that need it."""
+    teacher_walk: str = "full"
+    """What replies are drawn from: "full", the whole softmax, or "set", the candidates renormalised."""
+    logp: str = "float16"
+    """Type of the log-probabilities: float16 is off by up to .004 nats at 4 to 8 nats; or float32."""
+    shard: int = 256
+    """Prompts of a shard: what is lost at most when a collection is stopped."""
+    seed: int = 0
+    rows: int = 64
+    """Texts that walk together."""
+    json: Path | None = None
+    """Write the figures to this file too."""
+
+
+def draw(config: CollectConfig) -> dict[str, float]:
+    """Draw the shards that the store does not hold, whole, yet.
+
+    Returns: figures of the store: prompts, episodes, tokens, bytes per token, and `bytes_over_candidates`, its bytes
+        over those of the candidates' ids and log-probabilities alone.
+    Raises: InputError: bad settings, or a folder that holds another store or something else.
+    """
+    _check(config)
+    teacher = load_teacher(config.teacher, chat_template=config.chat_template)
+    prompts = _prompts(config)
+    with full_disk_is_said(config.out), _opened(config, teacher, prompts) as manifest:
+        starts = range(0, len(prompts), config.shard)
+        with tqdm(total=len(prompts), desc="collect", unit="prompt") as bar:
+            for number, start in enumerate(starts):
+                name, part = f"shard-{number:05d}.arrow", prompts[start : start + config.shard]
+                line = manifest.shards.get(name)
+                if line is None or damage_of(config.out / name, line):
+                    if line is not None:
+                        bar.write(f"{name} {damage_of(config.out / name, line)}; it is drawn anew")
+                    episodes = _shard(config, teacher, part, number)
+                    manifest.shards[name] = write_shard(config.out / name, episodes, manifest.form)
+                    manifest.write(config.out)
+                bar.update(len(part))
+    return figures(manifest, len(prompts))
+
+
+def _shard(config: CollectConfig, teacher: Teacher, prompts: list[Prompt], number: int) -> Episodes:
+    """The episodes of these prompts, those of a prompt together; they depend on the seed and the shard's number."""
+    texts = [teacher.encode(prompt.text) for prompt in prompts]
+    env = TopPTokenVectorEnv(
+        min(config.rows, len(texts) * config.responses),
+        teacher=teacher,
+        prompts=[text for text in texts for _ in range(config.responses)],
+        top_p=config.top_p,
+        max_candidates=config.max_candidates,
+        max_new_tokens=config.max_new_tokens,
+        reward=config.reward,
+        gamma=config.gamma,
+    )
+    seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
+    found = collect(env, len(texts) * config.responses, seed=seed, teacher_walk=config.teacher_walk)
+    place = {tuple(text): index for index, text in reversed(list(enumerate(texts)))}
+    begun = zip(found.tokens.tolist(), found.prompt_length.tolist(), strict=True)
+    return found.select(np.argsort([place[tuple(row[:length])] for row, length in begun], kind="stable").tolist())
+
+
+@contextmanager
+def _opened(config: CollectConfig, teacher: Teacher, prompts: list[Prompt]) -> Iterator[Manifest]:
+    """The store of this very collection, this command's alone.
+
+    Raises: InputError: another store, something else, or another command that writes there.
+    """
+    out = config.out
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give another --out")
+    if out.exists() and {path.name for path in out.iterdir()} - {".lock"} and not (out / MANIFEST).is_file():
+        raise InputError(f"{out} is not empty and holds no {MANIFEST}, so it is no store; give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another command is writing to {out}; wait for it, or give another --out") from None
+        yield _manifest(out, _settings(config, prompts), fingerprint(teacher))
+
+
+def _manifest(out: Path, settings: dict[str, Any], found: dict[str, Any]) -> Manifest:
+    """The one that is there, if it is of this very collection; or a new one, written."""
+    if (out / MANIFEST).is_file():
+        manifest = Manifest.read(out)
+        for name, ours in settings.items():
+            if (theirs := manifest.settings.get(name)) != ours:
+                raise InputError(
+                    f"{out} holds a store with {name} = {theirs!r}, this one has {ours!r}; give another --out"
+                )
+        check_teacher(manifest, found, out)
+        return manifest
+    manifest = Manifest(settings, found, {})
+    manifest.write(out)
+    return manifest
+
+
+def _settings(config: CollectConfig, prompts: list[Prompt]) -> dict[str, Any]:
+    """What the episodes depend on, besides the teacher."""
+    own = {name: value for name, value in asdict(config).items() if name not in FREE | {"prompts", "skip_bad"}}
+    return own | {"temperature": 1.0, "prompts": prompt_hash("\n".join(prompt.text for prompt in prompts))}
+
+
+def _prompts(config: CollectConfig) -> list[Prompt]:
+    split = config.prompt_split
+    if config.prompts is None:
+        names = SPLITS[:3] if split == "all" else (split,)
+        found = [prompt for name in names for prompt in embedded_prompts(name)]
+    else:
+        found = load_prompts(config.prompts, skip_bad=config.skip_bad)
+        found = found if split == "all" else getattr(split_prompts(found), split)
+    return found[: config.count]
+
+
+def _check(config: CollectConfig) -> None:
+    check_top_p(config.top_p, config.max_candidates)
+    for name, value, known in (
+        ("prompt_split", config.prompt_split, SPLITS),
+        ("teacher_walk", config.teacher_walk, TEACHER_WALKS),
+    ):
+        if value not in known:
+            raise InputError(f"{name} = {value!r} must be one of {', '.join(known)}")
+    Format(2, config.logp)
+    for name in ("count", "responses", "max_new_tokens", "shard", "rows"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name} = {value} is below 1")
+
+
+def figures(manifest: Manifest, prompts: int) -> dict[str, float]:
+    """What a store holds and takes."""
+    total = {
+        name: float(sum(line[name] for line in manifest.shards.values()))
+        for name in ("episodes", "tokens", "bytes", "candidate_bytes")
+    }
+    return {
+        "prompts": float(prompts),
+        "episodes": total["episodes"],
+        "tokens": total["tokens"],
+        "bytes_per_token": total["bytes"] / total["tokens"],
+        "bytes_over_candidates": total["bytes"] / total["candidate_bytes"],
+    }
