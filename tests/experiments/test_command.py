@@ -30,14 +30,14 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as ended:
             main([name, "--help"])
         assert ended.value.code == 0
-    assert "--preset NAME (demo" in capsys.readouterr().out.replace("\n", " ")
+    assert "--preset NAME (champion, demo, family, paired)" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["compar"], "did you mean compare?"),
-        (["compare", "--preset", "demmo"], "does not exist (presets: demo"),
+        (["compare", "--preset", "demmo"], "does not exist (presets: champion, demo"),
         (["compare", "--preset"], "--preset needs a value"),
         (["compare", "--teacher", "embeded"], "did you mean 'embedded'"),
         (["evaluate", "--student", "nowhere"], "no model can be loaded from 'nowhere'"),
