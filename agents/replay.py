@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from agents.episodes import Episodes
 from agents.errors import InputError
+
+
+class Source(Protocol):
+    """Episodes, in memory or read as they are asked for."""
+
+    def __len__(self) -> int: ...
+    def select(self, index: Sequence[int]) -> Episodes: ...
 
 
 class Replay:
@@ -31,7 +39,7 @@ class Replay:
             raise InputError(f"replay capacity is {capacity}; it must be at least 1")
         self.capacity, self.memory = capacity, memory
         self.spill = Path(spill) if spill is not None else None
-        self._portions: deque[tuple[int, Episodes | Path]] = deque()
+        self._portions: deque[tuple[int, Source | Path]] = deque()
         self._added = 0
         self._pass: list[int] = []  # episodes still to come in this pass
         self._generator = torch.Generator().manual_seed(seed)
@@ -39,10 +47,11 @@ class Replay:
     def __len__(self) -> int:
         return sum(size for size, _ in self._portions)
 
-    def add(self, episodes: Episodes) -> None:
+    def add(self, episodes: Source) -> None:
         """Take a portion in, and let the oldest portions go that the capacity no longer needs."""
-        held: Episodes | Path = episodes
-        if self.spill is not None and sum(map(_bytes, self.portions())) + _bytes(episodes) > self.memory:
+        held: Source | Path = episodes
+        full = sum(map(_bytes, self.portions())) + _bytes(episodes) > self.memory
+        if self.spill is not None and isinstance(episodes, Episodes) and full:
             held = self.spill / f"portion-{self._added:06d}.safetensors"
             episodes.save(held)
         self._portions.append((len(episodes), held))
@@ -53,8 +62,8 @@ class Replay:
             if isinstance(gone, Path):
                 gone.unlink(missing_ok=True)
 
-    def portions(self) -> list[Episodes | Path]:
-        """What is held, oldest first: episodes in memory, or the files they were spilled to."""
+    def portions(self) -> list[Source | Path]:
+        """What is held, oldest first: episodes, or the files they were spilled to."""
         return [held for _, held in self._portions]
 
     def sample(self, batch: int) -> Episodes:
@@ -91,8 +100,8 @@ class Replay:
         self._generator.set_state(state["generator"])
 
 
-def _bytes(held: Episodes | Path) -> int:
-    """Memory that a portion takes; none for a spilled one."""
-    if isinstance(held, Path):
+def _bytes(held: Source | Path) -> int:
+    """Memory that a portion takes; none for one that lies elsewhere."""
+    if not isinstance(held, Episodes):
         return 0
     return sum(value.numel() * value.element_size() for value in held.fields().values())

@@ -105,13 +105,7 @@ class HFTeacher:
 
         Raises: InputError: a text that has no token.
         """
-        if self.chat_template:
-            turn = [{"role": "user", "content": text}]
-            text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        ids: list[int] = self.tokenizer(text, add_special_tokens=not self.chat_template)["input_ids"]
-        if not ids:
-            raise InputError(f"the prompt {text!r} has no token; give it text")
-        return ids
+        return encoded(self.tokenizer, text, self.chat_template)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens, special ones left out."""
@@ -127,6 +121,20 @@ class HFTeacher:
         with torch.no_grad():
             logits = self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
         return normalise(torch.where(mask[..., None] > 0, logits, 0.0))
+
+
+def encoded(tokenizer: Any, text: str, chat_template: bool) -> list[int]:
+    """The tokens of a prompt, as it is or as a user's turn of the chat template.
+
+    Raises: InputError: a text that has no token.
+    """
+    if chat_template:
+        turn = [{"role": "user", "content": text}]
+        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    ids: list[int] = tokenizer(text, add_special_tokens=not chat_template)["input_ids"]
+    if not ids:
+        raise InputError(f"the prompt {text!r} has no token; give it text")
+    return ids
 
 
 def _load_tokenizer(name: str) -> Any:

@@ -10,10 +10,11 @@ from envs.errors import InputError
 from experiments import paired, tuning, warm_up
 from experiments.arms import agent_of
 from experiments.cell import build_agent, check_settings
-from experiments.config import CompareConfig, DistillConfig, RunConfig
+from experiments.config import ABSENT, CompareConfig, DistillConfig, RunConfig
 from experiments.evaluate import measure, parameters_of, speeds
 from experiments.jobs import FailedCells, run_cells, set_threads
 from experiments.report import Row, write_report
+from experiments.store.source import check_asks_nothing
 from experiments.train import START, read_result
 from experiments.workspace import Cell, Workspace, cells_of, full_disk_is_said
 
@@ -49,9 +50,11 @@ def distill(config: DistillConfig) -> list[Row]:
 def _run(space: Workspace, arms: Sequence[str], cells: list[Cell], config: CompareConfig | DistillConfig) -> list[Row]:
     jobs, trials = getattr(config, "jobs", 1), getattr(config, "trials", 0)
     set_threads(config, jobs)
+    _ = space.stored  # a store that does not fit is refused before anything is written
     student = space.seedling(cells[-1].seed if cells else 0)
     for arm in [*arms, *([config.warm_start] if config.warm_start else [])]:
-        build_agent(config, Cell(arm, 0, space.masses[0]), student, space.settings(arm))
+        agent = build_agent(config, Cell(arm, 0, space.masses[0]), student, space.settings(arm))
+        check_asks_nothing(config, arm, agent)
     warm_up.check(space)
     if trials:
         tuning.check(space, arms, trials)
@@ -96,13 +99,14 @@ def _rows(space: Workspace, cells: list[Cell]) -> list[Row]:
     for top_p in space.masses:
         rule = space.rule(top_p)
         speed = speeds(space.seedling(0).model, exam, teacher, rule)
-        own = {"tokens_per_second": speed["teacher_tokens_per_second"], "speed_up": 1.0}
-        measures = {**measure(None, exam, teacher, rule), **own, "parameters": float(parameters_of(teacher))}
-        rows.append(Row("teacher", 0, top_p, 0, {}, measures, []))
+        if space.config.teacher != ABSENT:
+            own = {"tokens_per_second": speed["teacher_tokens_per_second"], "speed_up": 1.0}
+            measures = {**measure(None, exam, teacher, rule), **own, "parameters": float(parameters_of(teacher))}
+            rows.append(Row("teacher", 0, top_p, 0, {}, measures, []))
         for result in results:
             if result["top_p"] == top_p:
                 costs = {key: float(result[key]) for key in COSTS if key in result}
-                student = {key: speed[key] for key in ("tokens_per_second", "speed_up")}
+                student = {key: value for key, value in speed.items() if not key.startswith("teacher")}
                 place = (result["agent"], result["seed"], top_p, result["updates"])
                 rows.append(Row(*place, costs, {**result["measures"], **student}, result["curve"]))
     return rows

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 PRESETS = Path(__file__).parent / "presets"
 WARM_START_NAME = "warm-start"
+ABSENT = "none"
+"""The teacher of a run that learns from a store alone."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,9 @@ class RunConfig:
     """What every training run shares."""
 
     teacher: str = "embedded"
-    """"embedded", "table:NAME", a directory, or a hub id."""
+    """"embedded", "table:NAME", a directory, or a hub id; "none" with a store: nothing is measured against it then."""
+    store: Path | None = None
+    """A store of `tdistill collect` to learn from; none: the teacher walks as the run begins."""
     student: str = WARM_START_NAME
     """Where students start: "warm-start", a directory, a hub id, or a size name (tiny, small, …)."""
     warm_start: str = ""
@@ -50,8 +54,9 @@ class RunConfig:
     gamma: float = 1.0
     """Discount of the agents that look ahead, and of the rewards that need it."""
     episodes: int = 1024
-    """Teacher episodes that all agents of a seed share, drawn from its full softmax. Agents that walk by themselves
-    (sb3:…) take as many steps as these have tokens instead; sb3:ppo.steps=N sets another budget."""
+    """Teacher episodes that all agents of a seed share, drawn from its full softmax; a store has its own number.
+    Agents that walk by themselves (sb3:…) take as many steps as these have tokens instead; sb3:ppo.steps=N sets another
+    budget."""
     teacher_walk: str = "full"
     """What the teacher's episodes are drawn from: "full", its whole softmax, or "set", its candidates renormalised."""
     updates: int = 300

@@ -25,7 +25,7 @@ from envs.hf_teacher import load_causal_lm
 from envs.prompts import Prompt, embedded_prompts, load_prompts, prompt_hash, split_prompts
 from envs.sequences import right_padded
 from envs.teachers import Teacher, load_teacher
-from experiments.config import EvaluateConfig
+from experiments.config import ABSENT, EvaluateConfig
 from experiments.metrics import TokenMeasures, common_vocabulary, rouge_l, task_measures, token_measures
 
 TRAINED_ON = "training_prompts.json"
@@ -49,7 +49,7 @@ class Exam:
 
     prompts: list[Prompt]
     ids: list[list[int]]
-    samples: list[list[int]]  # one reply a prompt, from the teacher's full softmax
+    samples: list[list[int]]  # one reply a prompt, from the teacher's full softmax; none of an absent teacher
     greedy: list[list[int]]  # the teacher's most probable replies
 
 
@@ -80,34 +80,42 @@ def measure(student: Any, exam: Exam, teacher: Teacher, rule: Rule, *, quick: bo
     Args:
         student: a causal LM with the teacher's tokens; None measures the teacher itself.
         quick: the measures along the teacher's samples and of the greedy replies only.
-    Returns: name -> value; KL and entropy in nats per token, lengths in tokens.
+    Returns: name -> value; KL and entropy in nats per token, lengths in tokens. An exam without the teacher's samples
+        gives what needs no teacher.
     """
-    forward = along(student, exam.ids, exam.samples, teacher, rule)
     policy = teacher if student is None else student
     replies = exam.greedy if student is None else answers(student, exam.ids, teacher, rule, 0.0)
     greedy = [teacher.decode(reply) for reply in replies]
     figures = {
-        "forward_kl": float(forward.forward_kl.mean()),
-        "agreement": float(forward.agreement.mean()),
-        "leak": float(forward.leak.mean()),
+        **(_beside(student, exam, teacher, rule) if exam.samples else {}),
         **task_measures(greedy, exam.prompts),
         "greedy_length": fmean(map(len, replies)),
     }
     if quick:
         return figures
     samples = exam.samples if student is None else answers(student, exam.ids, teacher, rule, 1.0)
-    reverse = along(student, exam.ids, samples, teacher, rule)
     overlaps = {
         "rouge_l": rouge_l(greedy, [prompt.references for prompt in exam.prompts]),
-        "rouge_l_teacher": rouge_l(greedy, [[teacher.decode(reply)] for reply in exam.greedy]),
     }
+    if exam.samples:
+        own = along(student, exam.ids, samples, teacher, rule)
+        figures |= {"reverse_kl": float(own.reverse_kl.mean()), "entropy": float(own.entropy.mean())}
+        overlaps["rouge_l_teacher"] = rouge_l(greedy, [[teacher.decode(reply)] for reply in exam.greedy])
     return {
         **figures,
-        "reverse_kl": float(reverse.reverse_kl.mean()),
-        "entropy": float(reverse.entropy.mean()),
         "length": fmean(map(len, samples)),
         **{name: value for name, value in overlaps.items() if value is not None},
         "parameters": float(parameters_of(policy)),
+    }
+
+
+def _beside(student: Any, exam: Exam, teacher: Teacher, rule: Rule) -> dict[str, float]:
+    """The measures along the teacher's samples."""
+    found = along(student, exam.ids, exam.samples, teacher, rule)
+    return {
+        "forward_kl": float(found.forward_kl.mean()),
+        "agreement": float(found.agreement.mean()),
+        "leak": float(found.leak.mean()),
     }
 
 
@@ -116,17 +124,23 @@ def speeds(student: Any, exam: Exam, teacher: Teacher, rule: Rule, repeats: int 
 
     Nothing ends a reply before its budget, so that both write equally much.
 
-    Returns: tokens per second of each at `ROWS` rows, and their ratio; medians over the repeats.
+    Returns: tokens per second of each at `ROWS` rows, and their ratio; medians over the repeats. Of an absent teacher
+        the student's alone.
     """
-    found: dict[str, list[float]] = {"tokens_per_second": [], "teacher_tokens_per_second": []}
+    policies = {"tokens_per_second": student}
+    if teacher.name != ABSENT:
+        policies["teacher_tokens_per_second"] = teacher
+    found: dict[str, list[float]] = {name: [] for name in policies}
     for _ in range(repeats):
-        for name, policy in zip(found, (student, teacher), strict=True):
+        for name, policy in policies.items():
             start = time.perf_counter()
             ids, width = exam.ids[:ROWS], teacher.vocab_size
             replies = decode(policy, ids, eos_ids=(), max_new_tokens=rule.max_new_tokens, rows=ROWS, vocabulary=width)
             found[name].append(sum(map(len, replies)) / (time.perf_counter() - start))
-    ratios = [own / other for own, other in zip(*found.values(), strict=True)]
-    return {**{name: median(values) for name, values in found.items()}, "speed_up": median(ratios)}
+    figures = {name: median(values) for name, values in found.items()}
+    if len(policies) == 1:
+        return figures
+    return {**figures, "speed_up": median(own / other for own, other in zip(*found.values(), strict=True))}
 
 
 def parameters_of(policy: Any) -> int:

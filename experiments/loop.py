@@ -22,6 +22,7 @@ from agents.student import Student
 from envs.errors import InputError
 from experiments.cell import build_agent, check_settings, last_checkpoint, new_checkpoint
 from experiments.evaluate import measure
+from experiments.store.source import tokens_of
 from experiments.workspace import Cell, Report, Workspace
 
 STATE = "trainer.pt"
@@ -38,7 +39,7 @@ class LoopTrainer:
         agent = build_agent(space.config, cell, space.student(cell.seed), settings)
         assert isinstance(agent, LoopAgent)
         self.agent = agent
-        self.budget = int(agent.config.steps or space.episodes(cell.seed, cell.top_p).length.sum())
+        self.budget = int(agent.config.steps or tokens_of(space.episodes(cell.seed, cell.top_p)))
         self.record: dict[str, Any] = {"seconds": 0.0, "curve": []}
         self._restore()
 

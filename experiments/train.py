@@ -29,6 +29,7 @@ from experiments.evaluate import measure, remember_training_prompts
 from experiments.flops import EVERY, counted, of_reading
 from experiments.labels import Labels
 from experiments.loop import LoopTrainer
+from experiments.store.source import min_mass_of, tokens_of
 from experiments.walks import Walker
 from experiments.workspace import Cell, Report, Workspace, full_disk_is_said, write
 
@@ -105,21 +106,22 @@ class Trainer:
         kind = agent_class(agent_of(cell.agent))
         episodes = space.episodes(cell.seed, cell.top_p) if kind.data != "student" else None
         if episodes is not None and "min_mass" in {field.name for field in fields(kind.Config)}:
-            smallest = float(episodes.log_mass[episodes.states].min().exp())
+            smallest = min_mass_of(episodes)
             settings = {"min_mass": min(cell.top_p, smallest), **settings}
         agent = build_agent(space.config, cell, self.student, settings)
         assert isinstance(agent, Agent)
         self.agent = agent
         walks = agent.walks
         self.walker = Walker(space, cell, agent, walks, folder) if walks is not None else None
-        self.replay = Replay(space.config.episodes, seed=cell.seed)  # the same order for every agent of a seed
+        count = space.config.episodes if episodes is None else len(episodes)
+        self.replay = Replay(count, seed=cell.seed)  # the same order for every agent of a seed
         self.labels = Labels(space.teacher, agent.needs)
         self.record: dict[str, Any] = {"seconds": 0.0, "tokens": 0, "teacher_tokens": 0, "flops": 0.0, "curve": []}
         if walks is not None:
             self.record |= {"student_tokens": 0, "walk_seconds": 0.0}
         if episodes is not None:
             self.replay.add(episodes.discounted(settings["gamma"]) if "gamma" in settings else episodes)
-            self.record["teacher_tokens"] = int(episodes.length.sum())
+            self.record["teacher_tokens"] = tokens_of(episodes)
         self._restore()
 
     def run(self, report: Report) -> dict[str, Any]:
@@ -163,7 +165,8 @@ class Trainer:
         begin, config = time.monotonic(), self.agent.config
         own = self.walker.walks.student_episodes(config.batch_size) if self.walker is not None else 0
         draws = (config.batch_size - own) * self.agent.total_updates
-        asked = self.labels.remember(self.space.episodes(self.cell.seed, self.cell.top_p), draws, report)
+        episodes = self.space.episodes(self.cell.seed, self.cell.top_p)
+        asked = self.labels.remember(episodes, draws, report) if isinstance(episodes, Episodes) else 0
         if not self.record["curve"]:
             self.record["teacher_tokens"] += asked
             self.record["seconds"] += time.monotonic() - begin

@@ -73,7 +73,7 @@ class Walker:
     def save(self, directory: Path) -> None:
         """Write the portions that are held, and where their passes stand."""
         for number, held in enumerate(self.replay.portions()):
-            episodes = Episodes.load(held) if isinstance(held, Path) else held
+            episodes = Episodes.load(held) if isinstance(held, Path) else held.select(range(len(held)))
             episodes.save(directory / f"walk-{number}.safetensors")
         torch.save({"portions": self.portions, "replay": self.replay.state_dict()}, directory / "walks.pt")
 

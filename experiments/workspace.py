@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from safetensors import SafetensorError
@@ -39,8 +39,11 @@ from envs.teachers import WARM_START, Teacher, load_teacher
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.arms import agent_settings
 from experiments.collect import TEACHER_WALKS, collect
-from experiments.config import WARM_START_NAME, RunConfig, dump, read_yaml
+from experiments.config import ABSENT, WARM_START_NAME, RunConfig, dump, read_yaml
 from experiments.evaluate import Exam, Rule, refuse_training_prompts, set_exam
+
+if TYPE_CHECKING:
+    from experiments.store.shards import Stored
 
 Report = Callable[[str, int], None]  # (what is going on, updates done since the last call)
 CONFIG = "config.yaml"
@@ -117,11 +120,34 @@ class Workspace:
             digests[name] = _digest(repr([(path.name, path.stat().st_size) for path in weights]))
             for path in weights:
                 digests[f"{name} {path.name}"] = _digest(path.read_bytes())
+        if self.stored is not None:
+            digests["store"] = _digest(json.dumps(self.stored.store.manifest.shards, sort_keys=True))
         return digests
 
     @cached_property
     def teacher(self) -> Teacher:
-        return load_teacher(self.config.teacher, chat_template=self.config.chat_template)
+        """Raises: InputError: no such teacher; or none is wanted and there is no store to learn from."""
+        config = self.config
+        if config.teacher != ABSENT:
+            return load_teacher(config.teacher, chat_template=config.chat_template)
+        if config.store is None:
+            raise InputError("--teacher none learns from a store; give it with --store")
+        from experiments.store.absent import AbsentTeacher
+
+        return AbsentTeacher(config.store)
+
+    @cached_property
+    def stored(self) -> Stored | None:
+        """The store to learn from, if there is one.
+
+        Raises: InputError: one that does not fit this run.
+        """
+        from experiments.store.source import open_store
+
+        config, splits = self.config, self.splits
+        if config.store is None:
+            return None
+        return open_store(config.store, config, self.masses, self.teacher, [*splits.validation, *splits.test])
 
     @cached_property
     def splits(self) -> Splits:
@@ -239,8 +265,10 @@ class Workspace:
         short = f"{cell.agent.replace(':', '.')}-seed{cell.seed}"
         return self.out / "students" / (short if len(self.masses) == 1 else cell.name)
 
-    def episodes(self, seed: int, top_p: float) -> Episodes:
-        """The teacher episodes that every arm of a seed learns from, drawn once for all."""
+    def episodes(self, seed: int, top_p: float) -> Episodes | Stored:
+        """The teacher episodes that every arm of a seed learns from, drawn once for all; or those of the store."""
+        if self.stored is not None:
+            return self.stored
         path = self.out / "shared" / f"episodes-p{top_p:g}-seed{seed}.safetensors"
         with self.once(path) as missing:
             if missing:
@@ -264,7 +292,10 @@ class Workspace:
         prompts = getattr(self.splits, split)
         with self.once(path) as missing:
             if missing:
-                exam = set_exam(self.teacher, prompts, self.rule(self.masses[0]))
+                if self.config.teacher == ABSENT:
+                    exam = Exam(prompts, [self.teacher.encode(prompt.text) for prompt in prompts], [], [])
+                else:
+                    exam = set_exam(self.teacher, prompts, self.rule(self.masses[0]))
                 answers = {"ids": exam.ids, "samples": exam.samples, "greedy": exam.greedy}
                 write(path, json.dumps(answers))
         return Exam(prompts, **json.loads(path.read_text(encoding="utf-8")))

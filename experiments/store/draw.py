@@ -21,7 +21,7 @@ from envs.vector_env import TopPTokenVectorEnv
 from experiments.collect import TEACHER_WALKS, collect
 from experiments.store.columns import Format
 from experiments.store.fingerprint import fingerprint
-from experiments.store.shards import MANIFEST, Manifest, check_teacher, damage_of, write_shard
+from experiments.store.shards import MANIFEST, TOKENIZER, Manifest, check_teacher, damage_of, write_shard
 from experiments.workspace import full_disk_is_said
 
 SPLITS = ("train", "validation", "test", "all")
@@ -132,7 +132,10 @@ def _opened(config: CollectConfig, teacher: Teacher, prompts: list[Prompt]) -> I
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"another command is writing to {out}; wait for it, or give another --out") from None
-        yield _manifest(out, _settings(config, prompts), fingerprint(teacher))
+        manifest = _manifest(out, _settings(config, prompts), fingerprint(teacher))
+        if (tokenizer := getattr(teacher, "tokenizer", None)) is not None and not (out / TOKENIZER).is_dir():
+            tokenizer.save_pretrained(out / TOKENIZER)
+        yield manifest
 
 
 def _manifest(out: Path, settings: dict[str, Any], found: dict[str, Any]) -> Manifest:

@@ -14,7 +14,7 @@ from envs.teachers import Teacher
 
 
 def fingerprint(teacher: Teacher) -> dict[str, Any]:
-    """`weights` and `tokenizer` as digests, `vocab_size` and `eos_ids` as they are."""
+    """`weights` and `tokenizer` as digests, `vocab_size`, `eos_ids` and `context_limit` as they are."""
     tokenizer = getattr(teacher, "tokenizer", None)
     words = sorted(tokenizer.get_vocab().items()) if tokenizer is not None else []
     return {
@@ -22,6 +22,7 @@ def fingerprint(teacher: Teacher) -> dict[str, Any]:
         "tokenizer": hashlib.blake2b(json.dumps(words).encode(), digest_size=16).hexdigest(),
         "vocab_size": teacher.vocab_size,
         "eos_ids": sorted(teacher.eos_ids),
+        "context_limit": teacher.context_limit,
     }
 
 

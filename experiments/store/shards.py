@@ -1,6 +1,7 @@
 """The files of a store: shards in Arrow, and a manifest that says what they are and which of them are whole.
 
 store.json          what was drawn, from whom, and the shards with their digests
+tokenizer/          the teacher's, if it has one
 shard-00000.arrow   episodes (`experiments.store.columns`), one shard for every so many prompts
 
 A shard takes its name only once it is whole, and its line in the manifest after that: whatever stops a collection, what
@@ -28,6 +29,7 @@ from experiments.store.fingerprint import fingerprint
 from experiments.workspace import write
 
 MANIFEST = "store.json"
+TOKENIZER = "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def write_shard(path: Path, episodes: Episodes, form: Format) -> dict[str, Any]:
     line = {
         "episodes": len(episodes),
         "tokens": int(episodes.length.sum()),
+        "min_mass": float(episodes.log_mass[episodes.states].min().exp()),
         "candidate_bytes": columns["ids"].values.nbytes + columns["logp"].values.nbytes,
         "bytes": partial.stat().st_size,
         "digest": digest_of(partial),
@@ -134,6 +137,35 @@ class Store:
     def select(self, rows: Sequence[int], gamma: float = 1.0) -> Episodes:
         """These episodes, in this order, discounted by γ."""
         return decode(self.columns, rows, self.manifest.form, gamma)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The episodes of a store under one γ, to be learnt from as if they were in memory."""
+
+    store: Store
+    gamma: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    @property
+    def tokens(self) -> int:
+        """Of all replies."""
+        return sum(int(line["tokens"]) for line in self.store.manifest.shards.values())
+
+    @property
+    def min_mass(self) -> float:
+        """The least that a candidate set retains."""
+        return min(float(line["min_mass"]) for line in self.store.manifest.shards.values())
+
+    def discounted(self, gamma: float) -> Stored:
+        """The same episodes under another γ."""
+        return Stored(self.store, gamma)
+
+    def select(self, rows: Sequence[int]) -> Episodes:
+        """These episodes, in this order."""
+        return self.store.select(rows, self.gamma)
 
 
 @dataclass(frozen=True)
