@@ -223,7 +223,7 @@ class Workspace:
         """
         teacher, spec = self.teacher, self.config.student
         if spec == WARM_START_NAME:
-            if self.config.teacher != "embedded":
+            if self.config.teacher not in ("embedded", ABSENT):  # of an absent one the tokens are compared below
                 raise InputError(
                     f"student {WARM_START_NAME!r} is a clone of the embedded teacher, the teacher here is "
                     f"{self.config.teacher!r}; give --student tiny, or a directory of the teacher's family"
