@@ -84,8 +84,8 @@ def bench_teacher(vocabulary: int) -> HFTeacher:
     return HFTeacher(bench_model(vocabulary, width=256, layers=6), None, name=f"random Llama, V = {vocabulary:,}")
 
 
-def bench_model(vocabulary: int, width: int, layers: int) -> Any:
-    """A random Llama with a sharp head, the same at every call."""
+def bench_model(vocabulary: int, width: int, layers: int, tied: bool = False) -> Any:
+    """A random Llama with a sharp head, the same at every call; one whose head is its embedding is not sharp."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with torch.random.fork_rng(devices=[]):
@@ -101,10 +101,11 @@ def bench_model(vocabulary: int, width: int, layers: int) -> Any:
                 bos_token_id=1,
                 eos_token_id=EOS,
                 pad_token_id=EOS,
+                tie_word_embeddings=tied,
             )
         )
     with torch.no_grad():
-        model.lm_head.weight.mul_(16.0)
+        model.lm_head.weight.mul_(1.0 if tied else 16.0)
     return model.eval()
 
 

@@ -21,6 +21,7 @@ from agents.student import Student, build_student
 from envs.errors import InputError
 from envs.hf_teacher import HFTeacher
 from envs.vector_env import TopPTokenVectorEnv
+from experiments.bench import store
 from experiments.bench.env import bench_teacher
 from experiments.bench.lockstep import ARMS, lockstep
 from experiments.bench.rows import LastPosition, step_in_parts, transitions
@@ -35,7 +36,7 @@ Figure = dict[str, Any]
 
 @dataclass(frozen=True)
 class BenchLearnConfig:
-    """Time an update of `soft_q` on whole sequences against the same update on replayed single transitions.
+    """Time updates on whole sequences against replayed transitions, and from the store against a live teacher.
 
     The student is random, six layers 256 wide if not said otherwise; a narrow student under a wide softmax spends its
     time in the vocabulary head, which both arms pay alike. The machine should have nothing else to do.
@@ -62,6 +63,10 @@ class BenchLearnConfig:
     """How many times as long the other arm may take for it."""
     walk_rows: int = 64
     """Texts that a student walks together, with a teacher of six layers; 0 leaves that out."""
+    store_episodes: int = 16
+    """Episodes of an update from the teacher store, 32 tokens of prompt and 96 of reply if not said otherwise; 0 leaves
+    that out."""
+    store_steps: int = 96
     top_p: float = 0.9
     max_candidates: int = 64
     repeats: int = 5
@@ -74,6 +79,7 @@ class BenchLearnConfig:
     def __post_init__(self) -> None:
         counts = {"episodes": self.episodes, "prompt_tokens": self.prompt_tokens, "steps": self.steps}
         counts |= {
+            "store_steps": self.store_steps,
             "transitions": self.transitions,
             "kl_episodes": self.kl_episodes,
             "kl_transitions": self.kl_transitions,
@@ -83,8 +89,9 @@ class BenchLearnConfig:
         for name, value in {**counts, "vocabularies": min(self.vocabularies, default=0)}.items():
             if value < 1:
                 raise InputError(f"{name} has {value}; it must be at least 1")
-        if self.walk_rows < 0:
-            raise InputError(f"walk_rows = {self.walk_rows} must not be negative; 0 leaves the walk out")
+        for name in ("walk_rows", "store_episodes"):
+            if (value := getattr(self, name)) < 0:
+                raise InputError(f"{name} = {value} must not be negative; 0 leaves that out")
         if self.kl_updates < 0 or self.kl_cap <= 0:
             raise InputError(f"kl_updates = {self.kl_updates} must not be negative, kl_cap = {self.kl_cap} above 0")
 
@@ -227,5 +234,15 @@ def walks(config: BenchLearnConfig, teacher: HFTeacher) -> list[Figure]:
         return lockstep(teacher.vocab_size, *size, config.repeats, bar)
 
 
-PARTS: tuple[Callable[[BenchLearnConfig, HFTeacher], list[Figure]], ...] = (speed, equal_kl, walks)
+def from_store(config: BenchLearnConfig, teacher: HFTeacher) -> list[Figure]:
+    """Learning from the teacher store on the candidates, against both models over the whole vocabulary."""
+    if not config.store_episodes:
+        return []
+    size = (config.store_episodes, config.prompt_tokens, config.store_steps)
+    total = store.ARMS * (config.repeats + 1)
+    with tqdm(total=total, unit="run", desc=f"teacher store, V = {teacher.vocab_size:,}") as bar:
+        return store.learning(teacher.vocab_size, *size, config.repeats, bar)
+
+
+PARTS: tuple[Callable[[BenchLearnConfig, HFTeacher], list[Figure]], ...] = (speed, equal_kl, walks, from_store)
 """What is measured at each width, in order."""

@@ -18,6 +18,13 @@ RATIOS = {
 PARTS = ("forward", "candidates", "bookkeeping")
 
 
+STORE = {
+    "gkd_over_store": "store over live GKD on the whole vocabulary",
+    "live_over_store": "store over candidates of a live teacher",
+    "loading_over_memory": "store over batches in memory",
+    "step_over_trunk": "step time over the layers' alone",
+    "memory_ratio": "peak memory, GKD over store",
+}
 WALKERS = ("lockstep", "raw teacher", "raw student")
 
 
@@ -84,9 +91,14 @@ def of_learn(figures: Sequence[Figure]) -> str:
             rates = [_one(here, "tokens_per_second", arm=arm)["value"] for arm in WALKERS]
             line = [f"{ratio['V']:,}", str(ratio["N"]), *(f"{rate:,.0f}" for rate in rates), f"{ratio['value']:.2f}"]
             walks.append([*line, f"{ratio['low']:.2f} – {ratio['high']:.2f}"])
-    if len(walks) == 1:
-        return text
-    return f"{text}\n\na student's walk in lockstep, over raw decoding of both, one after the other\n\n{_table(walks)}"
+    if len(walks) > 1:
+        text += f"\n\na student's walk in lockstep, over raw decoding of both, one after the other\n\n{_table(walks)}"
+    ratios = [["ratio", "V", "median", "interval"]]
+    for figure in figures:
+        if label := STORE.get(figure["name"]):
+            interval = f"{figure['low']:.2f} – {figure['high']:.2f}" if "low" in figure else ""
+            ratios.append([label, f"{figure['V']:,}", f"{figure['value']:.2f}", interval])
+    return text if len(ratios) == 1 else f"{text}\n\nlearning from the teacher store\n\n{_table(ratios)}"
 
 
 def _one(figures: Sequence[Figure], name: str, **more: str) -> Figure:

@@ -12,6 +12,7 @@ from agents import make_agent
 from agents.episodes import Episodes
 from agents.student import Student, build_student
 from experiments.__main__ import main
+from experiments.bench import store
 from experiments.bench.learn import BenchLearnConfig, episodes_of, learnable_teacher, learner
 from experiments.bench.rows import LastPosition, step_in_parts, transitions
 
@@ -24,9 +25,25 @@ def batch() -> Episodes:
 
 
 def test_bench_learn_prints_a_table_and_writes_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    more = ["--walk-rows", "2", "--transitions", "4", "--kl-transitions", "4", "--kl-updates", "2", "--repeats", "2"]
+    more = [
+        "--walk-rows",
+        "2",
+        "--store-episodes",
+        "2",
+        "--store-steps",
+        "4",
+        "--transitions",
+        "4",
+        "--kl-transitions",
+        "4",
+        "--kl-updates",
+        "2",
+        "--repeats",
+        "2",
+    ]
     assert main(["bench", "learn", *SMALL, *more, "--json", str(tmp_path / "learn.json")]) == 0
-    assert "| 300 | tiny" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| 300 | tiny" in printed and "| store over live GKD on the whole vocabulary | 300 |" in printed
     figures = json.loads((tmp_path / "learn.json").read_text())["figures"]
     assert [(figure["name"], figure.get("arm")) for figure in figures] == [
         ("transitions_per_second", "sequence"),
@@ -39,8 +56,15 @@ def test_bench_learn_prints_a_table_and_writes_every_figure(tmp_path: Path, caps
         ("tokens_per_second", "raw teacher"),
         ("tokens_per_second", "raw student"),
         ("lockstep_over_raw", None),
+        *(("tokens_per_second", arm) for arm in ("trunk", "memory", "store", "live", "gkd")),
+        *(("peak_memory_mb", arm) for arm in ("trunk", "memory", "store", "live", "gkd")),
+        ("gkd_over_store", None),
+        ("step_over_trunk", None),
+        ("live_over_store", None),
+        ("loading_over_memory", None),
+        ("memory_ratio", None),
     ]
-    assert figures[-1]["V"] == 300 and figures[-1]["N"] == 2 and 0 < figures[-1]["low"] <= figures[-1]["high"]
+    assert figures[9]["V"] == 300 and figures[9]["N"] == 2 and 0 < figures[9]["low"] <= figures[9]["high"]
     for figure in figures[:6]:
         assert figure["V"] == 300 and figure["student"] == "tiny" and figure["value"] > 0
     ratio, first, then = figures[2], figures[3], figures[4]
@@ -50,12 +74,8 @@ def test_bench_learn_prints_a_table_and_writes_every_figure(tmp_path: Path, caps
 
 
 def test_what_is_left_out_is_no_figure(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        main(
-            ["bench", "learn", *SMALL, "--transitions", "4", "--kl-updates", "0", "--walk-rows", "0", "--repeats", "1"]
-        )
-        == 0
-    )
+    left_out = ["--kl-updates", "0", "--walk-rows", "0", "--store-episodes", "0"]
+    assert main(["bench", "learn", *SMALL, *left_out, "--transitions", "4", "--repeats", "1"]) == 0
     assert "| 300 | tiny" in capsys.readouterr().out
 
 
@@ -108,3 +128,22 @@ def test_bad_input_is_named(words: list[str], says: str, capsys: pytest.CaptureF
         main(["bench", "learn", *words])
     assert stopped.value.code == 2
     assert says in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_arms_around_the_store_learn_the_same() -> None:
+    """The sets asked for now are those that were stored, but for rounding; a batch in memory is one that is read."""
+    with store._setting(300, 2, 3, 5) as setting:
+        batch = setting.store.select(setting.rows(1))
+        live = store.asked(batch, setting.teacher)
+        assert torch.equal(live.mask, batch.mask) and torch.equal(live.ids, batch.ids)
+        torch.testing.assert_close(live.logp, batch.logp, atol=5e-3, rtol=0)
+        assert torch.equal(live.slots, batch.slots)
+        assert [store.store_arm(setting)(turn) for turn in (0, 5)] == [
+            store.memory_arm(setting)(turn) for turn in (0, 5)
+        ]
+
+
+def test_the_divergence_of_the_other_side_by_hand() -> None:
+    """(.5, .5) and (.9, .1): M = (.7, .3), ½(.5 ln(.5/.7) + .5 ln(.5/.3)) + ½(.9 ln(.9/.7) + .1 ln(.1/.3)) = .1017."""
+    ours, theirs = torch.tensor([[[0.5, 0.5]]]).log(), torch.tensor([[[0.9, 0.1]]]).log()
+    assert float(store.jensen_shannon(ours, theirs, torch.ones(1, 1))) == pytest.approx(0.10175, abs=1e-4)

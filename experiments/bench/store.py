@@ -1,0 +1,216 @@
+"""Learning from the teacher store on the candidates, against a distillation step over the whole vocabulary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from agents import make_agent
+from agents.episodes import PAD_LOGP, Episodes
+from agents.student import Student
+from envs.candidates import log_norm, top_p
+from envs.hf_teacher import HFTeacher
+from envs.sequences import right_padded
+from envs.vector_env import TopPTokenVectorEnv
+from experiments.bench.env import Figure, bench_model, bench_teacher
+from experiments.bench.timing import race
+from experiments.collect import collect
+from experiments.store.fingerprint import fingerprint
+from experiments.store.shards import Manifest, Store, write_shard
+
+ARMS = 5
+CLIP = 1.0  # of the gradient, in every arm
+BATCHES = 4  # in the store: a round takes the next
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One teacher with a store of its episodes, and how many of these an update takes."""
+
+    teacher: HFTeacher
+    store: Store
+    batch: int
+
+    def rows(self, turn: int) -> list[int]:
+        """The episodes of a round."""
+        return [turn * self.batch % len(self.store) + index for index in range(self.batch)]
+
+
+def learning(vocabulary: int, batch: int, prompt_tokens: int, steps: int, repeats: int, bar: tqdm[Any]) -> list[Figure]:
+    """`gkd_over_store`, `memory_ratio`, `step_over_trunk`, `live_over_store` and `loading_over_memory`.
+
+    Teacher 256 wide with six layers, student 128 with two, its head tied. Memory is the rise of resident memory above
+    the models, in the order of the arms, the dearest last: all that rose up to the store's arm counts as the store's.
+    """
+    with _setting(vocabulary, batch, prompt_tokens, steps) as setting:
+        arms: dict[str, Callable[[int], int]] = {
+            "trunk": trunk_arm(setting),
+            "memory": memory_arm(setting),
+            "store": store_arm(setting),
+            "live": live_arm(setting),
+            "gkd": gkd_arm(setting),
+        }
+        found = race(arms, repeats, bar)
+    where = {"V": vocabulary}
+    rates = [{"name": "tokens_per_second", "arm": arm, **where, **found.rate(arm)} for arm in arms]
+    ratios = {
+        "gkd_over_store": ("store", "gkd"),
+        "step_over_trunk": ("trunk", "store"),
+        "live_over_store": ("store", "live"),
+        "loading_over_memory": ("store", "memory"),
+    }
+    ours = sum(found.peaks[arm] for arm in ("trunk", "memory", "store"))  # what the first left, the last may use
+    memory = found.peaks["gkd"] / max(ours, 1.0)
+    peaks = [{"name": "peak_memory_mb", "arm": arm, **where, "value": found.peaks[arm]} for arm in arms]
+    named = [{"name": name, **where, **found.ratio(*pair)} for name, pair in ratios.items()]
+    return [*rates, *peaks, *named, {"name": "memory_ratio", **where, "value": memory}]
+
+
+@contextmanager
+def _setting(vocabulary: int, batch: int, prompt_tokens: int, steps: int) -> Iterator[Setting]:
+    teacher = bench_teacher(vocabulary)
+    rng = np.random.default_rng(0)
+    count = BATCHES * batch
+    prompts = rng.integers(3, vocabulary, (count, prompt_tokens)).tolist()
+    env = TopPTokenVectorEnv(min(count, 32), teacher=teacher, prompts=prompts, max_new_tokens=steps)
+    settings = {"logp": "float16", "reward": "logprob", "teacher_walk": "full"}
+    with TemporaryDirectory() as folder:
+        manifest = Manifest(settings, {**fingerprint(teacher)}, {})
+        line = write_shard(Path(folder) / "shard-00000.arrow", collect(env, count, seed=0), manifest.form)
+        manifest.shards["shard-00000.arrow"] = line
+        manifest.write(Path(folder))
+        yield Setting(teacher, Store(folder, teacher), batch)
+
+
+def learner(setting: Setting) -> Any:
+    """`gkd` on the candidates, off-policy, around the student that every arm begins with."""
+    student = Student(bench_model(setting.teacher.vocab_size, width=128, layers=2, tied=True))
+    settings: dict[str, Any] = {"on": "set", "student_share": 0.0, "warmup": 0, "clip": CLIP}
+    return make_agent("gkd", student, total_updates=10**9, **settings)
+
+
+def store_arm(setting: Setting) -> Callable[[int], int]:
+    """Read a batch from the store and learn from it; nobody asks the teacher."""
+    agent = learner(setting)
+
+    def run(turn: int) -> int:
+        batch = setting.store.select(setting.rows(turn))
+        agent.update(batch)
+        return int(batch.length.sum())
+
+    return run
+
+
+def memory_arm(setting: Setting) -> Callable[[int], int]:
+    """Learn from batches that lie in memory."""
+    agent = learner(setting)
+    batches = [setting.store.select(setting.rows(turn)) for turn in range(BATCHES)]
+
+    def run(turn: int) -> int:
+        batch = batches[turn % BATCHES]
+        agent.update(batch)
+        return int(batch.length.sum())
+
+    return run
+
+
+def live_arm(setting: Setting) -> Callable[[int], int]:
+    """Ask the teacher for the candidate sets of a batch's texts each time, and learn from them."""
+    agent = learner(setting)
+    batches = [setting.store.select(setting.rows(turn)) for turn in range(BATCHES)]
+
+    def run(turn: int) -> int:
+        batch = asked(batches[turn % BATCHES], setting.teacher)
+        agent.update(batch)
+        return int(batch.length.sum())
+
+    return run
+
+
+def asked(batch: Episodes, teacher: HFTeacher) -> Episodes:
+    """The same texts with the candidate sets that the teacher gives them now, one forward for all states."""
+    ends = (batch.prompt_length + batch.length).tolist()
+    texts = [row[:end].tolist() for row, end in zip(batch.tokens, ends, strict=True)]
+    tokens, mask = right_padded(texts, torch.device("cpu"))
+    where = batch.states.nonzero(as_tuple=True)
+    with torch.no_grad():
+        hidden = teacher.model.model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
+        logits = teacher.model.lm_head(hidden[where[0], batch.prompt_length[where[0]] + where[1] - 1])
+    found = top_p(logits, 0.9, 64, log_norm=log_norm(logits))
+    width = int(found.sizes.max())
+    shape = (*batch.states.shape, width)
+    ids = torch.zeros(shape, dtype=torch.int64).index_put(where, found.ids[:, :width])
+    logp = torch.full(shape, PAD_LOGP).index_put(where, found.logp[:, :width])
+    there = torch.zeros(shape, dtype=torch.bool).index_put(where, found.mask[:, :width])
+    at = (ids[:, :-1] == batch.taken[..., None]) & there[:, :-1]
+    slots = torch.where(at.any(-1) & batch.steps, at.int().argmax(-1), -1)
+    return replace(batch, ids=ids, logp=logp, mask=there, slots=slots, in_set=slots >= 0)
+
+
+def gkd_arm(setting: Setting) -> Callable[[int], int]:
+    """A GKD step as it is usually written: both models, whole texts, all positions' logits, the whole vocabulary."""
+    model = bench_model(setting.teacher.vocab_size, width=128, layers=2, tied=True).float()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    batches = [setting.store.select(setting.rows(turn)) for turn in range(BATCHES)]
+
+    def run(turn: int) -> int:
+        batch = batches[turn % BATCHES]
+        with torch.no_grad():
+            theirs = setting.teacher.model(input_ids=batch.tokens, use_cache=False).logits
+        ours = model(input_ids=batch.tokens, use_cache=False).logits
+        loss = jensen_shannon(ours, theirs, predicted(batch))
+        optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimiser.step()
+        return int(batch.length.sum())
+
+    return run
+
+
+def jensen_shannon(ours: Tensor, theirs: Tensor, weights: Tensor) -> Tensor:
+    """½ KL(T‖M) + ½ KL(S‖M), M the mean of both, over the whole vocabulary; averaged where the weights are.
+
+    Args: logits (B, L, V) of student and teacher; weights (B, L).
+    """
+    student, teacher = ours.log_softmax(-1), theirs.log_softmax(-1)
+    mixture = torch.stack([student, teacher]).logsumexp(0) - math.log(2)
+    apart = torch.nn.functional.kl_div(mixture, teacher, reduction="none", log_target=True).sum(-1)
+    apart = apart + torch.nn.functional.kl_div(mixture, student, reduction="none", log_target=True).sum(-1)
+    return (apart * weights).sum() / (2 * weights.sum())
+
+
+def predicted(batch: Episodes) -> Tensor:
+    """Positions whose next token belongs to the reply.  # (B, L) float32"""
+    place, start = torch.arange(batch.tokens.shape[1]), batch.prompt_length[:, None] - 1
+    return ((place >= start) & (place < start + batch.length[:, None])).float()
+
+
+def trunk_arm(setting: Setting) -> Callable[[int], int]:
+    """The floor: the student's layers forward and backward with their optimiser, without embedding and head."""
+    model = bench_model(setting.teacher.vocab_size, width=128, layers=2, tied=True).float()
+    model.get_input_embeddings().requires_grad_(False)
+    weights = [value for value in model.parameters() if value.requires_grad]
+    optimiser = torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.0)
+    batches = [setting.store.select(setting.rows(turn)) for turn in range(BATCHES)]
+
+    def run(turn: int) -> int:
+        batch = batches[turn % BATCHES]
+        loss = model.model(input_ids=batch.tokens, use_cache=False).last_hidden_state.square().mean()
+        optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(weights, CLIP)
+        optimiser.step()
+        return int(batch.length.sum())
+
+    return run
