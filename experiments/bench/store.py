@@ -41,9 +41,10 @@ class Setting:
     store: Store
     batch: int
 
-    def rows(self, turn: int) -> list[int]:
-        """The episodes of a round."""
-        return [turn * self.batch % len(self.store) + index for index in range(self.batch)]
+    def read(self, turn: int) -> Episodes:
+        """The batch of a round, from the store."""
+        first = turn * self.batch % len(self.store)
+        return self.store.select(range(first, first + self.batch))
 
 
 def learning(vocabulary: int, batch: int, prompt_tokens: int, steps: int, repeats: int, bar: tqdm[Any]) -> list[Figure]:
@@ -52,32 +53,34 @@ def learning(vocabulary: int, batch: int, prompt_tokens: int, steps: int, repeat
     Teacher 256 wide with six layers, student 128 with two, its head tied. Memory is the rise of resident memory above
     the models, in the order of the arms, the dearest last: all that rose up to the store's arm counts as the store's.
     """
-    with _setting(vocabulary, batch, prompt_tokens, steps) as setting:
+    with setting_of(vocabulary, batch, prompt_tokens, steps) as setting:
+        held = [setting.read(turn) for turn in range(BATCHES)]
         arms: dict[str, Callable[[int], int]] = {
-            "trunk": trunk_arm(setting),
-            "memory": memory_arm(setting),
-            "store": store_arm(setting),
-            "live": live_arm(setting),
-            "gkd": gkd_arm(setting),
+            "trunk": trunk_arm(setting, held),
+            "memory": arm(setting, lambda turn: held[turn % BATCHES]),
+            "store": arm(setting, setting.read),
+            "live": arm(setting, lambda turn: asked(held[turn % BATCHES], setting.teacher)),
+            "gkd": gkd_arm(setting, held),
         }
         found = race(arms, repeats, bar)
     where = {"V": vocabulary}
-    rates = [{"name": "tokens_per_second", "arm": arm, **where, **found.rate(arm)} for arm in arms]
+    rates = [{"name": "tokens_per_second", "arm": name, **where, **found.rate(name)} for name in arms]
     ratios = {
         "gkd_over_store": ("store", "gkd"),
         "step_over_trunk": ("trunk", "store"),
         "live_over_store": ("store", "live"),
         "loading_over_memory": ("store", "memory"),
     }
-    ours = sum(found.peaks[arm] for arm in ("trunk", "memory", "store"))  # what the first left, the last may use
+    ours = sum(found.peaks[name] for name in ("trunk", "memory", "store"))  # what the first left, the last may use
     memory = found.peaks["gkd"] / max(ours, 1.0)
-    peaks = [{"name": "peak_memory_mb", "arm": arm, **where, "value": found.peaks[arm]} for arm in arms]
+    peaks = [{"name": "peak_memory_mb", "arm": name, **where, "value": found.peaks[name]} for name in arms]
     named = [{"name": name, **where, **found.ratio(*pair)} for name, pair in ratios.items()]
     return [*rates, *peaks, *named, {"name": "memory_ratio", **where, "value": memory}]
 
 
 @contextmanager
-def _setting(vocabulary: int, batch: int, prompt_tokens: int, steps: int) -> Iterator[Setting]:
+def setting_of(vocabulary: int, batch: int, prompt_tokens: int, steps: int) -> Iterator[Setting]:
+    """A teacher and a store of its episodes, for as long as they are needed."""
     teacher = bench_teacher(vocabulary)
     rng = np.random.default_rng(0)
     count = BATCHES * batch
@@ -85,7 +88,7 @@ def _setting(vocabulary: int, batch: int, prompt_tokens: int, steps: int) -> Ite
     env = TopPTokenVectorEnv(min(count, 32), teacher=teacher, prompts=prompts, max_new_tokens=steps)
     settings = {"logp": "float16", "reward": "logprob", "teacher_walk": "full"}
     with TemporaryDirectory() as folder:
-        manifest = Manifest(settings, {**fingerprint(teacher)}, {})
+        manifest = Manifest(settings, fingerprint(teacher), {})
         line = write_shard(Path(folder) / "shard-00000.arrow", collect(env, count, seed=0), manifest.form)
         manifest.shards["shard-00000.arrow"] = line
         manifest.write(Path(folder))
@@ -99,38 +102,12 @@ def learner(setting: Setting) -> Any:
     return make_agent("gkd", student, total_updates=10**9, **settings)
 
 
-def store_arm(setting: Setting) -> Callable[[int], int]:
-    """Read a batch from the store and learn from it; nobody asks the teacher."""
+def arm(setting: Setting, batch_of: Callable[[int], Episodes]) -> Callable[[int], int]:
+    """Get the batch of a round and learn from it."""
     agent = learner(setting)
 
     def run(turn: int) -> int:
-        batch = setting.store.select(setting.rows(turn))
-        agent.update(batch)
-        return int(batch.length.sum())
-
-    return run
-
-
-def memory_arm(setting: Setting) -> Callable[[int], int]:
-    """Learn from batches that lie in memory."""
-    agent = learner(setting)
-    batches = [setting.store.select(setting.rows(turn)) for turn in range(BATCHES)]
-
-    def run(turn: int) -> int:
-        batch = batches[turn % BATCHES]
-        agent.update(batch)
-        return int(batch.length.sum())
-
-    return run
-
-
-def live_arm(setting: Setting) -> Callable[[int], int]:
-    """Ask the teacher for the candidate sets of a batch's texts each time, and learn from them."""
-    agent = learner(setting)
-    batches = [setting.store.select(setting.rows(turn)) for turn in range(BATCHES)]
-
-    def run(turn: int) -> int:
-        batch = asked(batches[turn % BATCHES], setting.teacher)
+        batch = batch_of(turn)
         agent.update(batch)
         return int(batch.length.sum())
 
@@ -157,14 +134,13 @@ def asked(batch: Episodes, teacher: HFTeacher) -> Episodes:
     return replace(batch, ids=ids, logp=logp, mask=there, slots=slots, in_set=slots >= 0)
 
 
-def gkd_arm(setting: Setting) -> Callable[[int], int]:
+def gkd_arm(setting: Setting, batches: list[Episodes]) -> Callable[[int], int]:
     """A GKD step as it is usually written: both models, whole texts, all positions' logits, the whole vocabulary."""
     model = bench_model(setting.teacher.vocab_size, width=128, layers=2, tied=True).float()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
-    batches = [setting.store.select(setting.rows(turn)) for turn in range(BATCHES)]
 
     def run(turn: int) -> int:
-        batch = batches[turn % BATCHES]
+        batch = batches[turn % len(batches)]
         with torch.no_grad():
             theirs = setting.teacher.model(input_ids=batch.tokens, use_cache=False).logits
         ours = model(input_ids=batch.tokens, use_cache=False).logits
@@ -196,16 +172,15 @@ def predicted(batch: Episodes) -> Tensor:
     return ((place >= start) & (place < start + batch.length[:, None])).float()
 
 
-def trunk_arm(setting: Setting) -> Callable[[int], int]:
+def trunk_arm(setting: Setting, batches: list[Episodes]) -> Callable[[int], int]:
     """The floor: the student's layers forward and backward with their optimiser, without embedding and head."""
     model = bench_model(setting.teacher.vocab_size, width=128, layers=2, tied=True).float()
     model.get_input_embeddings().requires_grad_(False)
     weights = [value for value in model.parameters() if value.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.0)
-    batches = [setting.store.select(setting.rows(turn)) for turn in range(BATCHES)]
 
     def run(turn: int) -> int:
-        batch = batches[turn % BATCHES]
+        batch = batches[turn % len(batches)]
         loss = model.model(input_ids=batch.tokens, use_cache=False).last_hidden_state.square().mean()
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)

@@ -131,16 +131,16 @@ def test_bad_input_is_named(words: list[str], says: str, capsys: pytest.CaptureF
 
 
 def test_the_arms_around_the_store_learn_the_same() -> None:
-    """The sets asked for now are those that were stored, but for rounding; a batch in memory is one that is read."""
-    with store._setting(300, 2, 3, 5) as setting:
-        batch = setting.store.select(setting.rows(1))
+    """The sets asked for now are those that were stored, but for rounding; every few rounds read the same batch."""
+    with store.setting_of(300, 2, 3, 5) as setting:
+        batch = setting.read(1)
         live = store.asked(batch, setting.teacher)
         assert torch.equal(live.mask, batch.mask) and torch.equal(live.ids, batch.ids)
         torch.testing.assert_close(live.logp, batch.logp, atol=5e-3, rtol=0)
         assert torch.equal(live.slots, batch.slots)
-        assert [store.store_arm(setting)(turn) for turn in (0, 5)] == [
-            store.memory_arm(setting)(turn) for turn in (0, 5)
-        ]
+        assert torch.equal(setting.read(1 + store.BATCHES).tokens, batch.tokens)
+        runs = [store.arm(setting, setting.read), store.arm(setting, lambda turn: batch)]
+        assert [run(1) for run in runs] == [int(batch.length.sum())] * 2
 
 
 def test_the_divergence_of_the_other_side_by_hand() -> None:
