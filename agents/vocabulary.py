@@ -45,7 +45,8 @@ def part_of(needed: Tensor, size: int, negatives: int, seed: int) -> Part:
         log Σ_{a ∈ V} exp z(a)  ≈  log Σ_{a ∈ part} w(a) exp z(a),   w = 1 or (V − C)/m
 
     The sum is unbiased, so its logarithm is too low by half its relative variance: about (1 − share of `needed`)² ·
-    cv²/(2m), cv the coefficient of variation of exp z among the others. With m = V − C it is exact.
+    cv²/(2m), cv the coefficient of variation of exp z among the others. With m = V − C it is exact; with m = 0 the
+    others count for nothing.
 
     Source: Jean et al. (2015), arXiv:1412.2007, with sampling among the others alone.
     Args:
@@ -75,7 +76,7 @@ class Head:
     rows: str = "auto"
     """"auto" computes the candidates' rows where these and the negatives are at most a `SHARE` of the vocabulary."""
     negatives: int = 1024
-    """Tokens sampled among the others, for the log-partition."""
+    """Tokens sampled among the others, for the log-partition; 0 leaves it to the candidates, and no leak is seen."""
 
     def __post_init__(self) -> None:
         if self.rows not in ("auto", "all", "candidates"):

@@ -147,7 +147,7 @@ def _runs(kind_name: str, command: str) -> Callable[[list[str]], None]:
             rows = getattr(compare, command)(settings)
         except jobs.FailedCells as error:
             rows, failed = error.rows, error
-        if getattr(settings, "trials", 0):
+        if getattr(settings, "trials", 0) and (rows or not failed):
             print((settings.out / "shared" / "tuned.md").read_text(encoding="utf-8"))
         if rows:
             print(report.tables(rows))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -76,6 +76,13 @@ def collect(
             tape.write(acted, tokens.numpy(), rewards, *logp, infos["in_set"], observations)
             bar.update(tape.finish((terminated | truncated) & acted, terminated))
     return tape.episodes()
+
+
+def numbers_of(episodes: Episodes, texts: Sequence[Sequence[int]]) -> list[int]:
+    """Which of these prompts each episode began with: the first that is equal."""
+    known = {tuple(text): number for number, text in reversed(list(enumerate(texts)))}
+    begun = zip(episodes.tokens.tolist(), episodes.prompt_length.tolist(), strict=True)
+    return [known[tuple(row[:length])] for row, length in begun]
 
 
 def _check(

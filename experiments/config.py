@@ -69,7 +69,8 @@ class RunConfig:
     """Rows of the student's vocabulary head that are computed while it learns: "all", "candidates" (those of the batch,
     and the negatives), or "auto": candidates where these are at most half of the vocabulary."""
     negatives: int = 1024
-    """Tokens sampled beside the candidates; from them the log-partition, and so the leak, is estimated."""
+    """Tokens sampled beside the candidates; from them the log-partition, and so the leak, is estimated. 0: no leak is
+    seen, which only agents without a leak term may want."""
     eval_prompts: int = 128
     """Held-out prompts of every measure."""
     eval_every: int = 100

@@ -64,9 +64,9 @@ class BenchLearnConfig:
     walk_rows: int = 64
     """Texts that a student walks together, with a teacher of six layers; 0 leaves that out."""
     store_episodes: int = 16
-    """Episodes of an update from the teacher store, 32 tokens of prompt and 96 of reply if not said otherwise; 0 leaves
-    that out."""
+    """Episodes of an update from the teacher store; 0 leaves that out."""
     store_steps: int = 96
+    """Tokens of these."""
     top_p: float = 0.9
     max_candidates: int = 64
     repeats: int = 5
@@ -238,10 +238,9 @@ def from_store(config: BenchLearnConfig, teacher: HFTeacher) -> list[Figure]:
     """Learning from the teacher store on the candidates, against both models over the whole vocabulary."""
     if not config.store_episodes:
         return []
-    size = (config.store_episodes, config.prompt_tokens, config.store_steps)
     total = store.ARMS * (config.repeats + 1)
     with tqdm(total=total, unit="run", desc=f"teacher store, V = {teacher.vocab_size:,}") as bar:
-        return store.learning(teacher.vocab_size, *size, config.repeats, bar)
+        return store.learning(config, teacher.vocab_size, bar)
 
 
 PARTS: tuple[Callable[[BenchLearnConfig, HFTeacher], list[Figure]], ...] = (speed, equal_kl, walks, from_store)

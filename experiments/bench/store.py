@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from experiments.collect import collect
 from experiments.store.fingerprint import fingerprint
 from experiments.store.shards import Manifest, Store, write_shard
 
+if TYPE_CHECKING:
+    from experiments.bench.learn import BenchLearnConfig
+
 ARMS = 5
 CLIP = 1.0  # of the gradient, in every arm
 BATCHES = 4  # in the store: a round takes the next
@@ -40,6 +43,8 @@ class Setting:
     teacher: HFTeacher
     store: Store
     batch: int
+    top_p: float
+    max_candidates: int
 
     def read(self, turn: int) -> Episodes:
         """The batch of a round, from the store."""
@@ -47,22 +52,22 @@ class Setting:
         return self.store.select(range(first, first + self.batch))
 
 
-def learning(vocabulary: int, batch: int, prompt_tokens: int, steps: int, repeats: int, bar: tqdm[Any]) -> list[Figure]:
+def learning(config: BenchLearnConfig, vocabulary: int, bar: tqdm[Any]) -> list[Figure]:
     """`gkd_over_store`, `memory_ratio`, `step_over_trunk`, `live_over_store` and `loading_over_memory`.
 
     Teacher 256 wide with six layers, student 128 with two, its head tied. Memory is the rise of resident memory above
     the models, in the order of the arms, the dearest last: all that rose up to the store's arm counts as the store's.
     """
-    with setting_of(vocabulary, batch, prompt_tokens, steps) as setting:
+    with setting_of(config, vocabulary) as setting:
         held = [setting.read(turn) for turn in range(BATCHES)]
         arms: dict[str, Callable[[int], int]] = {
             "trunk": trunk_arm(setting, held),
             "memory": arm(setting, lambda turn: held[turn % BATCHES]),
             "store": arm(setting, setting.read),
-            "live": arm(setting, lambda turn: asked(held[turn % BATCHES], setting.teacher)),
+            "live": arm(setting, lambda turn: asked(held[turn % BATCHES], setting)),
             "gkd": gkd_arm(setting, held),
         }
-        found = race(arms, repeats, bar)
+        found = race(arms, config.repeats, bar)
     where = {"V": vocabulary}
     rates = [{"name": "tokens_per_second", "arm": name, **where, **found.rate(name)} for name in arms]
     ratios = {
@@ -79,20 +84,26 @@ def learning(vocabulary: int, batch: int, prompt_tokens: int, steps: int, repeat
 
 
 @contextmanager
-def setting_of(vocabulary: int, batch: int, prompt_tokens: int, steps: int) -> Iterator[Setting]:
+def setting_of(config: BenchLearnConfig, vocabulary: int) -> Iterator[Setting]:
     """A teacher and a store of its episodes, for as long as they are needed."""
     teacher = bench_teacher(vocabulary)
     rng = np.random.default_rng(0)
-    count = BATCHES * batch
-    prompts = rng.integers(3, vocabulary, (count, prompt_tokens)).tolist()
-    env = TopPTokenVectorEnv(min(count, 32), teacher=teacher, prompts=prompts, max_new_tokens=steps)
+    count = BATCHES * config.store_episodes
+    env = TopPTokenVectorEnv(
+        min(count, 32),
+        teacher=teacher,
+        prompts=rng.integers(3, vocabulary, (count, config.prompt_tokens)).tolist(),
+        top_p=config.top_p,
+        max_candidates=config.max_candidates,
+        max_new_tokens=config.store_steps,
+    )
     settings = {"logp": "float16", "reward": "logprob", "teacher_walk": "full"}
     with TemporaryDirectory() as folder:
         manifest = Manifest(settings, fingerprint(teacher), {})
         line = write_shard(Path(folder) / "shard-00000.arrow", collect(env, count, seed=0), manifest.form)
         manifest.shards["shard-00000.arrow"] = line
         manifest.write(Path(folder))
-        yield Setting(teacher, Store(folder, teacher), batch)
+        yield Setting(teacher, Store(folder, teacher), config.store_episodes, config.top_p, config.max_candidates)
 
 
 def learner(setting: Setting) -> Any:
@@ -114,16 +125,16 @@ def arm(setting: Setting, batch_of: Callable[[int], Episodes]) -> Callable[[int]
     return run
 
 
-def asked(batch: Episodes, teacher: HFTeacher) -> Episodes:
+def asked(batch: Episodes, setting: Setting) -> Episodes:
     """The same texts with the candidate sets that the teacher gives them now, one forward for all states."""
     ends = (batch.prompt_length + batch.length).tolist()
     texts = [row[:end].tolist() for row, end in zip(batch.tokens, ends, strict=True)]
     tokens, mask = right_padded(texts, torch.device("cpu"))
     where = batch.states.nonzero(as_tuple=True)
     with torch.no_grad():
-        hidden = teacher.model.model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
-        logits = teacher.model.lm_head(hidden[where[0], batch.prompt_length[where[0]] + where[1] - 1])
-    found = top_p(logits, 0.9, 64, log_norm=log_norm(logits))
+        hidden = setting.teacher.model.model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
+        logits = setting.teacher.model.lm_head(hidden[where[0], batch.prompt_length[where[0]] + where[1] - 1])
+    found = top_p(logits, setting.top_p, setting.max_candidates, log_norm=log_norm(logits))
     width = int(found.sizes.max())
     shape = (*batch.states.shape, width)
     ids = torch.zeros(shape, dtype=torch.int64).index_put(where, found.ids[:, :width])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from agents.student import load_tokenizer
 from envs.errors import InputError
 from envs.hf_teacher import encoded
 from experiments.config import ABSENT
@@ -19,8 +20,6 @@ class AbsentTeacher:
     """
 
     def __init__(self, folder: Path) -> None:
-        from agents.student import load_tokenizer
-
         manifest = Manifest.read(folder)
         if not (folder / TOKENIZER).is_dir():
             raise InputError(f"the store {folder} holds no tokenizer, so that its teacher is needed; give --teacher")

@@ -18,10 +18,10 @@ from envs.errors import InputError
 from envs.prompts import Prompt, embedded_prompts, load_prompts, prompt_hash, split_prompts
 from envs.teachers import Teacher, load_teacher
 from envs.vector_env import TopPTokenVectorEnv
-from experiments.collect import TEACHER_WALKS, collect
+from experiments.collect import TEACHER_WALKS, collect, numbers_of
 from experiments.store.columns import Format
 from experiments.store.fingerprint import fingerprint
-from experiments.store.shards import MANIFEST, TOKENIZER, Manifest, check_teacher, damage_of, write_shard
+from experiments.store.shards import MANIFEST, TOKENIZER, Manifest, arrow, check_teacher, damage_of, write_shard
 from experiments.workspace import full_disk_is_said
 
 SPLITS = ("train", "validation", "test", "all")
@@ -47,7 +47,7 @@ class CollectConfig:
     chat_template: bool = False
     """Wrap each prompt as a user's turn of the tokenizer's chat template."""
     responses: int = 1
-    """Replies to each prompt; the prompt is read once."""
+    """Replies to each prompt."""
     top_p: float = 0.9
     """Mass of the candidate sets, in (0, 1]."""
     max_candidates: int = 64
@@ -77,21 +77,25 @@ def draw(config: CollectConfig) -> dict[str, float]:
     Raises: InputError: bad settings, or a folder that holds another store or something else.
     """
     _check(config)
+    arrow()
     teacher = load_teacher(config.teacher, chat_template=config.chat_template)
     prompts = _prompts(config)
-    with full_disk_is_said(config.out), _opened(config, teacher, prompts) as manifest:
-        starts = range(0, len(prompts), config.shard)
-        with tqdm(total=len(prompts), desc="collect", unit="prompt") as bar:
-            for number, start in enumerate(starts):
-                name, part = f"shard-{number:05d}.arrow", prompts[start : start + config.shard]
-                line = manifest.shards.get(name)
-                if line is None or damage_of(config.out / name, line):
-                    if line is not None:
-                        bar.write(f"{name} {damage_of(config.out / name, line)}; it is drawn anew")
-                    episodes = _shard(config, teacher, part, number)
-                    manifest.shards[name] = write_shard(config.out / name, episodes, manifest.form)
-                    manifest.write(config.out)
-                bar.update(len(part))
+    with (
+        full_disk_is_said(config.out),
+        _opened(config, teacher, prompts) as manifest,
+        tqdm(total=len(prompts), desc="collect", unit="prompt") as bar,
+    ):
+        for number, start in enumerate(range(0, len(prompts), config.shard)):
+            name, part = f"shard-{number:05d}.arrow", prompts[start : start + config.shard]
+            line = manifest.shards.get(name)
+            damage = damage_of(config.out / name, line) if line else ""
+            if damage:
+                bar.write(f"{name} {damage}; it is drawn anew")
+            if damage or not line:
+                episodes = _shard(config, teacher, part, number)
+                manifest.shards[name] = write_shard(config.out / name, episodes, manifest.form)
+                manifest.write(config.out)
+            bar.update(len(part))
     return figures(manifest, len(prompts))
 
 
@@ -110,9 +114,7 @@ def _shard(config: CollectConfig, teacher: Teacher, prompts: list[Prompt], numbe
     )
     seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
     found = collect(env, len(texts) * config.responses, seed=seed, teacher_walk=config.teacher_walk)
-    place = {tuple(text): index for index, text in reversed(list(enumerate(texts)))}
-    begun = zip(found.tokens.tolist(), found.prompt_length.tolist(), strict=True)
-    return found.select(np.argsort([place[tuple(row[:length])] for row, length in begun], kind="stable").tolist())
+    return found.select(np.argsort(numbers_of(found, texts), kind="stable").tolist())
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Whole or not at all."""
-        write(folder / MANIFEST, json.dumps(self.__dict__, indent=1))
+        write(folder / MANIFEST, json.dumps(asdict(self), indent=1))
 
     @property
     def form(self) -> Format:
@@ -67,8 +67,7 @@ def write_shard(path: Path, episodes: Episodes, form: Format) -> dict[str, Any]:
 
     Returns: its line in the manifest.
     """
-    import pyarrow as pa
-
+    pa = arrow()
     columns = encode(episodes, form)
     arrays = {
         name: pa.ListArray.from_arrays(pa.array(lists.offsets, pa.int32()), pa.array(lists.values))
@@ -88,6 +87,18 @@ def write_shard(path: Path, episodes: Episodes, form: Format) -> dict[str, Any]:
     }
     os.replace(partial, path)
     return line
+
+
+def arrow() -> Any:
+    """The module that reads and writes shards.
+
+    Raises: InputError: it is not installed.
+    """
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise InputError(f"a store needs pyarrow ({error}): pip install 'tdistill[store]'") from error
+    return pyarrow
 
 
 def digest_of(path: Path) -> str:
@@ -181,8 +192,7 @@ class Mapped:
 
 
 def _mapped(path: Path) -> dict[str, Lists]:
-    import pyarrow as pa
-
+    pa = arrow()
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_stream(source).read_all()
     lists = {name: table.column(name).chunk(0) for name in table.column_names}

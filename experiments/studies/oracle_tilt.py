@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -35,12 +35,13 @@ from agents.base import Logs
 from agents.episodes import Episodes
 from agents.scores import Scores
 from agents.student import Student
-from agents.value_tilt import ValueTilt
+from agents.value_tilt import ValueTilt, ValueTiltConfig
 from envs.errors import InputError
 from experiments.config import CompareConfig, from_mapping, read_yaml
 from experiments.evaluate import Rule, measure
 from experiments.metrics import mean_and_interval
 from experiments.report import aligned
+from experiments.studies.command import run
 from experiments.studies.rollouts import Successors, costs_of, mean_by, successors, walks_from
 from experiments.workspace import CONFIG, Workspace, write
 
@@ -55,6 +56,9 @@ MEASURES = {
 }
 """Measure -> heading. Of new replies to the validation prompts: the cost, the teacher's and the student's own surprise
 in nats per token, the share of tokens in the sets, tokens of a reply; then the validation measures of a comparison."""
+USUAL = ValueTiltConfig()  # whose clips are kept
+JUDGE_SEED = 54321  # of the replies that are measured
+FREE = {"run", "seeds", "top_p", "gamma", "out"}  # settings of which the record may come to hold more
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ class Lesson:
         values = self.found.spread(mean_by(self.number, returns, len(self.found.texts)))
         width = values.shape[-1]
         usual = (self.episodes.logp[..., :width], self.found.looked_at, self.found.ends)
-        known = objectives.leaf_advantage(values, *usual, limit=2.0)
+        known = objectives.leaf_advantage(values, *usual, limit=USUAL.tilt_clip)
         if generator is not None:
             leaves = self.found.leaves
             known[leaves] = known[leaves][torch.randperm(int(leaves.sum()), generator=generator)]
@@ -132,8 +136,8 @@ def rehearse(config: OracleTiltConfig, space: Workspace, student: Student, top_p
     found = successors(episodes, config.leaves, sorted(teacher.eos_ids))
     short = Rule(top_p, rule.max_candidates, config.rollout_tokens)
     onward, number = walks_from(found.texts, config.rollouts, teacher, short, seed=seed + 1, student=model)
-    average = float(costs_of(student, episodes, 10.0).sum() / episodes.length.sum())
-    return Lesson(episodes, found, costs_of(student, onward, 10.0), onward.length, number, average)
+    average = float(costs_of(student, episodes, USUAL.cost_clip).sum() / episodes.length.sum())
+    return Lesson(episodes, found, costs_of(student, onward, USUAL.cost_clip), onward.length, number, average)
 
 
 def tilts(lesson: Lesson, gamma: float, seed: int) -> dict[str, Tensor]:
@@ -167,11 +171,11 @@ def judge(config: OracleTiltConfig, space: Workspace, student: Student, top_p: f
     teacher, prompts = space.teacher, space.splits.validation
     each = math.ceil(config.replies / len(prompts))
     texts = [teacher.encode(prompt.text) for prompt in prompts]
-    own, _ = walks_from(texts, each, teacher, space.rule(top_p), seed=54321, student=student.model)
+    own, _ = walks_from(texts, each, teacher, space.rule(top_p), seed=JUDGE_SEED, student=student.model)
     tokens = float(own.length.sum())
     quick = measure(student.model, space.exam("validation"), teacher, space.rule(top_p), quick=True)
     return {
-        "cost": float(costs_of(student, own, 10.0).sum()) / tokens,
+        "cost": float(costs_of(student, own, USUAL.cost_clip).sum()) / tokens,
         "teacher_nll": -float(own.teacher_logp_taken.sum()) / tokens,
         "in_set": float(own.in_set.sum()) / tokens,
         "length": tokens / len(own),
@@ -183,11 +187,18 @@ def judge(config: OracleTiltConfig, space: Workspace, student: Student, top_p: f
 def study(config: OracleTiltConfig) -> list[dict[str, Any]]:
     """Every arm at every seed, top_p and γ that the record does not hold yet.
 
-    Raises: InputError: a folder that is no run with a warm start, or a seed that it does not have.
+    Raises: InputError: a folder that is no run with a warm start, a seed that it does not have, or a record of other
+        settings.
     """
     space = _space(config)
     place = config.out or config.run / "oracle_tilt.json"
-    record: list[dict[str, Any]] = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else []
+    settings = {name: value for name, value in asdict(config).items() if name not in FREE}
+    kept: dict[str, Any] = {"settings": settings, "arms": []}
+    if place.is_file():
+        kept = json.loads(place.read_text(encoding="utf-8"))
+    if kept["settings"] != settings:
+        raise InputError(f"{place} holds a study with {kept['settings']}, this one has {settings}; give another --out")
+    record: list[dict[str, Any]] = kept["arms"]
     for seed, top_p in [(seed, top_p) for top_p in config.top_p for seed in range(config.seeds)]:
         missing = [(arm, gamma) for arm, gamma in _arms(config) if not _known(record, seed, top_p, arm, gamma)]
         if not missing:
@@ -199,7 +210,7 @@ def study(config: OracleTiltConfig) -> list[dict[str, Any]]:
             learn(config, student, lesson, tilts(lesson, gamma, seed)[arm], gamma, seed)
             figures = judge(config, space, student, top_p)
             record.append({"seed": seed, "top_p": top_p, "gamma": gamma, "arm": arm, **figures})
-            write(place, json.dumps(record, indent=1))
+            write(place, json.dumps(kept, indent=1))
     return record
 
 
@@ -245,6 +256,4 @@ def table(config: OracleTiltConfig, record: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    settings = tyro.cli(OracleTiltConfig, description=__doc__)
-    print(table(settings, study(settings)))
+    raise SystemExit(run(OracleTiltConfig, __doc__, lambda config: table(config, study(config))))

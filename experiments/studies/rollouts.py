@@ -1,4 +1,4 @@
-"""What is met after a successor, by walking on from it: Monte-Carlo estimates that no agent learns from in earnest."""
+"""What is met after a successor, by walking on from it: Monte-Carlo estimates, too dear for an agent to learn from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agents.episodes import Episodes
 from agents.student import Student
 from envs.teachers import Teacher
 from envs.vector_env import TopPTokenVectorEnv
-from experiments.collect import collect
+from experiments.collect import collect, numbers_of
 from experiments.evaluate import Rule
 
 ROWS = 128
@@ -75,25 +75,24 @@ def walks_from(
         student: a causal LM; None: the teacher walks, as `teacher_walk` says.
     Returns: the episodes, and the text that each began with (B,).
     """
-    own = {"teacher_walk": teacher_walk} if student is None else {"student": student, "student_share": 1.0}
+    walker = {"teacher_walk": teacher_walk} if student is None else {"student": student, "student_share": 1.0}
     seeds = np.random.SeedSequence(seed)
     some = max(1, ROWS // each)
     parts, number = [], []
     for start in tqdm(range(0, len(texts), some), desc="walking on", unit="batch", leave=False):
-        known = {tuple(text): start + index for index, text in enumerate(texts[start : start + some])}
+        own = texts[start : start + some]
         # All copies of a text begin together, so that it is read once.
         env = TopPTokenVectorEnv(
-            min(ROWS, len(known) * each),
+            min(ROWS, len(own) * each),
             teacher=teacher,
-            prompts=[list(text) for text in known for _ in range(each)],
+            prompts=[list(text) for text in own for _ in range(each)],
             top_p=rule.top_p,
             max_candidates=rule.max_candidates,
             max_new_tokens=rule.max_new_tokens,
         )
-        drawn = collect(env, len(known) * each, seed=int(seeds.spawn(1)[0].generate_state(1)[0]), **own)
-        begun = zip(drawn.tokens.tolist(), drawn.prompt_length.tolist(), strict=True)
+        drawn = collect(env, len(own) * each, seed=int(seeds.spawn(1)[0].generate_state(1)[0]), **walker)
         parts.append(drawn)
-        number += [known[tuple(row[:length])] for row, length in begun]
+        number += [start + place for place in numbers_of(drawn, own)]
     return Episodes.concatenate(parts), torch.tensor(number)
 
 

@@ -19,8 +19,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-import tyro
 from torch import Tensor
 
 from envs.candidates import check_top_p
@@ -29,6 +27,7 @@ from envs.teachers import Teacher, load_teacher
 from experiments.evaluate import Rule
 from experiments.metrics import mean_and_interval
 from experiments.report import aligned
+from experiments.studies.command import run
 from experiments.studies.rollouts import mean_by, walks_from
 
 
@@ -94,5 +93,4 @@ def _with_interval(values: Tensor, digits: int) -> str:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    print(study(tyro.cli(StayInsideConfig, description=__doc__)))
+    raise SystemExit(run(StayInsideConfig, __doc__, study))

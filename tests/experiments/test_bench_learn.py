@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,9 +133,9 @@ def test_bad_input_is_named(words: list[str], says: str, capsys: pytest.CaptureF
 
 def test_the_arms_around_the_store_learn_the_same() -> None:
     """The sets asked for now are those that were stored, but for rounding; every few rounds read the same batch."""
-    with store.setting_of(300, 2, 3, 5) as setting:
+    with store.setting_of(replace(CONFIG, store_episodes=2, store_steps=5), 300) as setting:
         batch = setting.read(1)
-        live = store.asked(batch, setting.teacher)
+        live = store.asked(batch, setting)
         assert torch.equal(live.mask, batch.mask) and torch.equal(live.ids, batch.ids)
         torch.testing.assert_close(live.logp, batch.logp, atol=5e-3, rtol=0)
         assert torch.equal(live.slots, batch.slots)

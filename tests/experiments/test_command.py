@@ -165,3 +165,16 @@ def test_an_agent_in_the_working_folder_is_found(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "students" / "my_agent.Mine-seed0" / "config.json").is_file()
+
+
+def test_a_search_that_failed_is_one_line_and_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "s.yaml").write_text(dump(small(tmp_path, agents=("bc@lr=1e30",), trials=1)))
+    assert main(["compare", "--config", str(tmp_path / "s.yaml")]) == 1
+    assert "tdistill: every trial of bc@lr=1e30 failed" in capsys.readouterr().err
+
+
+def test_a_search_alone_prints_what_was_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "s.yaml").write_text(dump(small(tmp_path, agents=("bc",), trials=1, seeds=0)))
+    assert main(["compare", "--config", str(tmp_path / "s.yaml")]) == 0
+    printed = capsys.readouterr().out
+    assert "| bc " in printed and "as given" in printed and "KL(T‖S)" not in printed

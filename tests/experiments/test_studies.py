@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,11 +118,20 @@ def test_the_study_of_the_tilt_goes_on_where_it_stopped(tmp_path: Path) -> None:
         *((arm, 0.8) for arm in ("tilted", "uncentred", "permuted")),
     ]
     place = run.out / "oracle_tilt.json"
-    place.write_text(json.dumps(record[:2]))
+    kept = json.loads(place.read_text())
+    place.write_text(json.dumps({**kept, "arms": record[:2]}))
     assert study(config) == record
+    with pytest.raises(InputError, match=r"holds a study with .*'updates': 3.*this one has .*'updates': 4"):
+        study(replace(config, updates=4))
     text = table(config, record)
     assert "| tilted" in text and "cost" in text.splitlines()[0]
     with pytest.raises(InputError, match="has no warm student of seed 1"):
         study(OracleTiltConfig(**{**settings, "seeds": 2}))
     with pytest.raises(InputError, match="is no run folder"):
         study(OracleTiltConfig(tmp_path))
+
+
+def test_bad_input_of_a_study_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "experiments.studies.oracle_tilt", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120)
+    assert done.returncode == 2 and "is no run folder" in done.stderr and "Traceback" not in done.stderr
