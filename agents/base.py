@@ -23,6 +23,7 @@ from torch import Tensor
 
 from agents.episodes import Episodes
 from agents.errors import DivergedError, InputError
+from agents.optimiser import clip_gradients, optimiser_of
 from agents.scores import Scorer
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class Agent(ABC, Generic[C]):
         self.student, self.config, self.total_updates = student, config, total_updates
         self.updates = 0
         self.generator = torch.Generator().manual_seed(seed)  # for agents that draw; saved with the rest
-        self.optimiser = torch.optim.AdamW(self.trainables(), lr=config.lr, weight_decay=config.weight_decay)
+        self.optimiser = optimiser_of(self.trainables(), student.let_rows_rest(), config.lr, config.weight_decay)
 
     @classmethod
     def make_config(cls, **overrides: Any) -> Any:
@@ -202,7 +203,7 @@ class Agent(ABC, Generic[C]):
         self.optimiser.zero_grad(set_to_none=True)
         if loss.requires_grad:
             torch.autograd.backward(loss)
-        norm = torch.nn.utils.clip_grad_norm_(self.trainables(), self.config.clip)
+        norm = clip_gradients(self.trainables(), self.config.clip)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise DivergedError(
                 f"{self.name}: loss {float(loss.detach()):g}, gradient norm {float(norm):g} at update "

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from agents.vocabulary import Part
+
 TOLERANCE = 1e-4
 """Nats by which a packed leaf may differ from its text alone."""
 ROOM = 2**26
@@ -57,11 +59,11 @@ class Read(NamedTuple):
 class Reader(Protocol):
     """A causal LM: logits (N, V) and last hidden states (N, D) at these rows and positions of these tokens.
 
-    Without `head` only the first logits are wanted.
+    Without `head` only the first logits are wanted; with a `part` of the vocabulary, its columns.
     """
 
     def __call__(
-        self, tokens: Tensor, row: Tensor, position: Tensor, head: bool, **attention: Tensor
+        self, tokens: Tensor, row: Tensor, position: Tensor, head: bool, part: Part | None = None, **attention: Tensor
     ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -74,7 +76,7 @@ def read_packed(read: Reader, tokens: Tensor, places: Places, head: bool) -> Rea
         some = places.within(start, start + texts)
         wide, leaf_position, attention = attach(tokens[start : start + texts], some)
         where = torch.cat([some.row, some.leaf_row]), torch.cat([some.position, leaf_position])
-        logits, hidden = read(wide, *where, head, **attention)
+        logits, hidden = read(wide, *where, head, None, **attention)
         own = len(some.row)
         parts.append(Read(hidden[:own], hidden[own:], logits[own:]))
     return Read(*(torch.cat(values) for values in zip(*parts, strict=True)))

@@ -40,6 +40,7 @@ class Scorer(Protocol):
     def leaves(self, episodes: Episodes, ids: Tensor, mask: Tensor, full: bool = False) -> Leaves: ...
     def copy(self) -> Self: ...
     def parameters(self) -> Any: ...
+    def let_rows_rest(self) -> list[Tensor]: ...  # weights with gradients by rows from now on; none if not asked for
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
 
@@ -72,12 +73,13 @@ def renormalised(candidate: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 def unpack_scores(
     episodes: Episodes, packed: Packed, logits: Tensor, value: Tensor, full: bool, part: Part | None = None
 ) -> Scores:
-    """Scores (B, T+1, ...) from the logits (N, V) and values (N,) of the packed states; (N, U) of a part of V."""
+    """Scores (B, T+1, ...) from the logits (N, V) and values (N,) of the packed states, or in a part's columns."""
     where = packed.where
-    taken = torch.nn.functional.pad(episodes.taken, (0, 1))[where]  # (N,)
-    ids = torch.cat([taken[:, None], episodes.ids[where]], 1)  # (N, 1 + K)
+    ids, taken = (episodes.ids, episodes.taken) if part is None else (part.ids, part.taken)
     if part is not None:
-        logits, ids = logits + part.log_weight, part.places(ids)
+        logits = logits + part.log_weight[where[0]]
+    taken = torch.nn.functional.pad(taken, (0, 1))[where]  # (N,)
+    ids = torch.cat([taken[:, None], ids[where]], 1)  # (N, 1 + K)
     named, everything = picked(logits, ids)  # (N, 1 + K), (N,)
     policy, inside = renormalised(named[:, 1:], episodes.mask[where])  # (N, K), (N,)
     logp_taken = spread(episodes, packed, named[:, 0] - everything)[:, :-1]

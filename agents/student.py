@@ -23,7 +23,7 @@ from agents.episodes import Episodes
 from agents.errors import InputError
 from agents.leaves import Leaves, read_apart, read_packed, why_not_packed
 from agents.scores import Scores, on_candidates, pack, places_of, spread, unpack_leaves, unpack_scores
-from agents.vocabulary import Head
+from agents.vocabulary import Head, Part
 
 VALUE_HEAD = "value_head.safetensors"
 
@@ -34,7 +34,7 @@ class Student(nn.Module):
     def __init__(self, model: Any, tokenizer: Any = None, head: Head | None = None) -> None:
         super().__init__()
         self.head = head or Head()
-        self.head_rows = 0  # rows of the vocabulary head that the last scores took
+        self.head_rows = 0  # logits of a state that the last scores took
         if getattr(model.config, "is_encoder_decoder", False):
             raise InputError(f"{type(model).__name__} is an encoder-decoder; a student must be a causal LM")
         self.model = model.float().eval()
@@ -44,6 +44,7 @@ class Student(nn.Module):
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         self._packs_leaves: bool | None = None
+        self._rests = False
 
     @property
     def width(self) -> int:
@@ -73,15 +74,15 @@ class Student(nn.Module):
         position: Tensor,
         head: bool = True,
         detach: bool = False,
-        outputs: Tensor | None = None,
+        part: Part | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Logits (N, V) and values (N,) after tokens[row, :position + 1]; one trunk pass, the head on these N only.
 
-        Without `head` the logits are those of the first alone. With `detach` the values leave the trunk alone. Of the
-        tokens `outputs` (U,) alone the logits are (N, U).
+        Without `head` the logits are those of the first alone. With `detach` the values leave the trunk alone. Of a
+        part of the vocabulary the logits are (N, M + max C).
         """
         longest = int(position.max()) + 1
-        logits, hidden = self._read(tokens[:, :longest], row, position, head, outputs)
+        logits, hidden = self._read(tokens[:, :longest], row, position, head, part)
         return logits, self.value_head(hidden.detach() if detach else hidden)[:, 0]
 
     def _read(
@@ -90,26 +91,22 @@ class Student(nn.Module):
         row: Tensor,
         position: Tensor,
         head: bool,
-        outputs: Tensor | None = None,
+        part: Part | None = None,
         **attention: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Logits (N, V) and last hidden states (N, D) at these places; of the tokens `outputs` (U,) alone, (N, U).
+        """Logits (N, V) and last hidden states (N, D) at these places; or in the columns of `part`.
 
         The model's own head runs inside the model, so whatever it does to its logits (scaling, soft caps) is kept; it
         is handed the N packed states instead of every position. Without `head` it is handed a single one.
         """
         hidden: list[Tensor] = []
-        whole = head and outputs is None
 
         def keep_states(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             hidden.append(inputs[0][row, position])  # (N, D)
-            return (hidden[0][None] if whole else hidden[0][None, :1],)
+            return (hidden[0][None, : 0 if part else None if head else 1],)
 
         def some_rows(module: Any, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor | None:
-            if not head or outputs is None:
-                return None
-            bias = None if module.bias is None else module.bias[outputs]
-            return nn.functional.linear(hidden[0][None], module.weight[outputs], bias)
+            return part.logits(hidden[0], row, module.weight, module.bias, self._rests)[None] if part else None
 
         layer = self.model.get_output_embeddings()
         hooks = [layer.register_forward_pre_hook(keep_states), layer.register_forward_hook(some_rows)]
@@ -127,9 +124,8 @@ class Student(nn.Module):
         """
         packed = pack(episodes)
         part = None if full else self.head.part(episodes, self.model.get_output_embeddings())
-        outputs = None if part is None else part.tokens
-        self.head_rows = self.vocab_size if outputs is None else len(outputs)
-        logits, value = self._forward(episodes.tokens, packed.where[0], packed.position, outputs=outputs)
+        self.head_rows = part.width if part else self.vocab_size
+        logits, value = self._forward(episodes.tokens, packed.where[0], packed.position, part=part)
         return unpack_scores(episodes, packed, logits, value, full, part)
 
     def values(self, episodes: Episodes) -> Tensor:
@@ -176,6 +172,20 @@ class Student(nn.Module):
         """v(s) after context[n, :length[n]], the vocabulary head left out.  # (N, L), (N,) -> (N,)"""
         rows = torch.arange(len(context), device=context.device)
         return self._forward(context, rows, length - 1, head=False)[1]
+
+    def let_rows_rest(self) -> list[Tensor]:
+        """Vocabulary weights whose gradients come by rows from now on; none unless the `head` lets rows rest.
+
+        Raises: InputError: an input embedding that is no embedding layer.
+        """
+        if not self.head.resting:
+            return []
+        embedding, layer = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        if not isinstance(embedding, nn.Embedding):
+            raise InputError(f"the input embedding is a {type(embedding).__name__}, not an Embedding; let no rows rest")
+        self._rests = embedding.sparse = True
+        found = {id(weight): weight for weight in (embedding.weight, layer.weight) if weight.requires_grad}
+        return list(found.values())
 
     def copy(self) -> Self:
         """A frozen copy, as a target network; the tokenizer is shared."""

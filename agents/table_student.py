@@ -47,6 +47,10 @@ class TableStudent(nn.Module):
         packed = pack(episodes)
         return spread(episodes, packed, self.v[self.state_of(episodes.tokens, packed.where[0], packed.position)])
 
+    def let_rows_rest(self) -> list[Tensor]:
+        """None: a table has no vocabulary weights."""
+        return []
+
     @property
     def width(self) -> int:
         """As `Student.width`: its hidden state is the state itself, as an indicator."""

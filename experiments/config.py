@@ -66,11 +66,14 @@ class RunConfig:
     agent_config: tuple[str, ...] = ()
     """Settings of single agents, in all their arms, as in soft_q.lr=3e-4 or sb3:ppo.n_epochs=4."""
     head: str = "auto"
-    """Rows of the student's vocabulary head that are computed while it learns: "all", "candidates" (those of the batch,
-    and the negatives), or "auto": candidates where these are at most half of the vocabulary."""
+    """Rows of the student's vocabulary head that are computed while it learns: "all", "candidates" (those of a state's
+    episode, and the negatives), or "auto": candidates where these are at most half of the vocabulary."""
     negatives: int = 1024
     """Tokens sampled beside the candidates; from them the log-partition, and so the leak, is estimated. 0: no leak is
     seen, which only agents without a leak term may want."""
+    resting_rows: bool = False
+    """Let the vocabulary's rows rest that a batch does not touch, where AdamW would move them on by the momentum of
+    earlier batches: faster at a wide vocabulary, another optimiser. Agents that walk by themselves (sb3:…) do not."""
     eval_prompts: int = 128
     """Held-out prompts of every measure."""
     eval_every: int = 100

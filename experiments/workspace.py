@@ -237,7 +237,7 @@ class Workspace:
     @property
     def head(self) -> Head:
         """Which rows of their heads students compute while they learn."""
-        return Head(self.config.head, self.config.negatives)
+        return Head(self.config.head, self.config.negatives, self.config.resting_rows)
 
     @property
     def start_directory(self) -> Path:
@@ -346,7 +346,7 @@ def _check(config: RunConfig, masses: Sequence[float]) -> None:
     for top_p in masses:
         check_top_p(top_p, config.max_candidates)
     make_reward(config.reward, config.gamma)
-    Head(config.head, config.negatives)
+    Head(config.head, config.negatives, config.resting_rows)
     if config.reward == Sqil.name:
         raise InputError(f"reward {config.reward!r} tells the student's steps from the teacher's, who walks alone here")
     if not masses or len(set(masses)) < len(masses):

@@ -22,6 +22,7 @@ from envs.errors import InputError
 from envs.hf_teacher import HFTeacher
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.bench import store
+from experiments.bench.allocator import allocator, keep_memory
 from experiments.bench.env import bench_teacher
 from experiments.bench.lockstep import ARMS, lockstep
 from experiments.bench.rows import LastPosition, step_in_parts, transitions
@@ -105,6 +106,9 @@ def run(config: BenchLearnConfig) -> list[Figure]:
         teacher = learnable_teacher(vocabulary)
         for part in PARTS:
             figures += part(config, teacher)
+    if config.store_episodes and keep_memory():  # from here on, so it comes last
+        for vocabulary in config.vocabularies:
+            figures += store_part(config, vocabulary, "tuned")
     return figures
 
 
@@ -236,11 +240,14 @@ def walks(config: BenchLearnConfig, teacher: HFTeacher) -> list[Figure]:
 
 def from_store(config: BenchLearnConfig, teacher: HFTeacher) -> list[Figure]:
     """Learning from the teacher store on the candidates, against both models over the whole vocabulary."""
-    if not config.store_episodes:
-        return []
-    total = store.ARMS * (config.repeats + 1)
-    with tqdm(total=total, unit="run", desc=f"teacher store, V = {teacher.vocab_size:,}") as bar:
-        return store.learning(config, teacher.vocab_size, bar)
+    return store_part(config, teacher.vocab_size, allocator()) if config.store_episodes else []
+
+
+def store_part(config: BenchLearnConfig, vocabulary: int, memory: str) -> list[Figure]:
+    """The same under an allocator of this name."""
+    about = f"teacher store, V = {vocabulary:,}, allocator {memory}"
+    with tqdm(total=store.ARMS * (config.repeats + 1), unit="run", desc=about) as bar:
+        return store.learning(config, vocabulary, memory, bar)
 
 
 PARTS: tuple[Callable[[BenchLearnConfig, HFTeacher], list[Figure]], ...] = (speed, equal_kl, walks, from_store)

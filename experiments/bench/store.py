@@ -18,6 +18,7 @@ from tqdm import tqdm
 from agents import make_agent
 from agents.episodes import PAD_LOGP, Episodes
 from agents.student import Student
+from agents.vocabulary import Head
 from envs.candidates import log_norm, top_p
 from envs.hf_teacher import HFTeacher
 from envs.sequences import right_padded
@@ -31,7 +32,7 @@ from experiments.store.shards import Manifest, Store, write_shard
 if TYPE_CHECKING:
     from experiments.bench.learn import BenchLearnConfig
 
-ARMS = 5
+ARMS = 6
 CLIP = 1.0  # of the gradient, in every arm
 BATCHES = 4  # in the store: a round takes the next
 
@@ -52,11 +53,12 @@ class Setting:
         return self.store.select(range(first, first + self.batch))
 
 
-def learning(config: BenchLearnConfig, vocabulary: int, bar: tqdm[Any]) -> list[Figure]:
-    """`gkd_over_store`, `memory_ratio`, `step_over_trunk`, `live_over_store` and `loading_over_memory`.
+def learning(config: BenchLearnConfig, vocabulary: int, allocator: str, bar: tqdm[Any]) -> list[Figure]:
+    """The figures named below, each with its allocator.
 
-    Teacher 256 wide with six layers, student 128 with two, its head tied. Memory is the rise of resident memory above
-    the models, in the order of the arms, the dearest last: all that rose up to the store's arm counts as the store's.
+    Teacher 256 wide with six layers, student 128 with two, its head tied. Vocabulary rows that a batch does not touch
+    rest in our arms (`--resting-rows`); `adamw` is `memory` with all rows walked. Memory is the rise of resident memory
+    above the models, in the order of the arms, the dearest last: what rose up to the store's arm counts as the store's.
     """
     with setting_of(config, vocabulary) as setting:
         held = [setting.read(turn) for turn in range(BATCHES)]
@@ -65,16 +67,18 @@ def learning(config: BenchLearnConfig, vocabulary: int, bar: tqdm[Any]) -> list[
             "memory": arm(setting, lambda turn: held[turn % BATCHES]),
             "store": arm(setting, setting.read),
             "live": arm(setting, lambda turn: asked(held[turn % BATCHES], setting)),
+            "adamw": arm(setting, lambda turn: held[turn % BATCHES], resting=False),
             "gkd": gkd_arm(setting, held),
         }
         found = race(arms, config.repeats, bar)
-    where = {"V": vocabulary}
+    where = {"V": vocabulary, "allocator": allocator}
     rates = [{"name": "tokens_per_second", "arm": name, **where, **found.rate(name)} for name in arms]
     ratios = {
         "gkd_over_store": ("store", "gkd"),
         "step_over_trunk": ("trunk", "store"),
         "live_over_store": ("store", "live"),
         "loading_over_memory": ("store", "memory"),
+        "adamw_over_resting": ("memory", "adamw"),
     }
     ours = sum(found.peaks[name] for name in ("trunk", "memory", "store"))  # what the first left, the last may use
     memory = found.peaks["gkd"] / max(ours, 1.0)
@@ -106,16 +110,17 @@ def setting_of(config: BenchLearnConfig, vocabulary: int) -> Iterator[Setting]:
         yield Setting(teacher, Store(folder, teacher), config.store_episodes, config.top_p, config.max_candidates)
 
 
-def learner(setting: Setting) -> Any:
+def learner(setting: Setting, resting: bool) -> Any:
     """`gkd` on the candidates, off-policy, around the student that every arm begins with."""
-    student = Student(bench_model(setting.teacher.vocab_size, width=128, layers=2, tied=True))
+    model = bench_model(setting.teacher.vocab_size, width=128, layers=2, tied=True)
+    student = Student(model, head=Head(resting=resting))
     settings: dict[str, Any] = {"on": "set", "student_share": 0.0, "warmup": 0, "clip": CLIP}
     return make_agent("gkd", student, total_updates=10**9, **settings)
 
 
-def arm(setting: Setting, batch_of: Callable[[int], Episodes]) -> Callable[[int], int]:
+def arm(setting: Setting, batch_of: Callable[[int], Episodes], resting: bool = True) -> Callable[[int], int]:
     """Get the batch of a round and learn from it."""
-    agent = learner(setting)
+    agent = learner(setting, resting)
 
     def run(turn: int) -> int:
         batch = batch_of(turn)

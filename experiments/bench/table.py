@@ -23,6 +23,7 @@ STORE = {
     "live_over_store": "store over candidates of a live teacher",
     "loading_over_memory": "store over batches in memory",
     "step_over_trunk": "step time over the layers' alone",
+    "adamw_over_resting": "step time, AdamW on all rows over resting rows",
     "memory_ratio": "peak memory, GKD over store",
 }
 WALKERS = ("lockstep", "raw teacher", "raw student")
@@ -93,11 +94,11 @@ def of_learn(figures: Sequence[Figure]) -> str:
             walks.append([*line, f"{ratio['low']:.2f} – {ratio['high']:.2f}"])
     if len(walks) > 1:
         text += f"\n\na student's walk in lockstep, over raw decoding of both, one after the other\n\n{_table(walks)}"
-    ratios = [["ratio", "V", "median", "interval"]]
+    ratios = [["ratio", "V", "allocator", "median", "interval"]]
     for figure in figures:
         if label := STORE.get(figure["name"]):
             interval = f"{figure['low']:.2f} – {figure['high']:.2f}" if "low" in figure else ""
-            ratios.append([label, f"{figure['V']:,}", f"{figure['value']:.2f}", interval])
+            ratios.append([label, f"{figure['V']:,}", figure["allocator"], f"{figure['value']:.2f}", interval])
     return text if len(ratios) == 1 else f"{text}\n\nlearning from the teacher store\n\n{_table(ratios)}"
 
 

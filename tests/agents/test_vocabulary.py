@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -10,10 +9,10 @@ import torch
 from torch import Tensor
 
 from agents import make_agent
-from agents.episodes import Episodes
+from agents.episodes import PAD_LOGP, Episodes
 from agents.errors import InputError
 from agents.student import Student
-from agents.vocabulary import Head, needed, part_of
+from agents.vocabulary import Head, Part, part_of
 from tests.agents.test_episodes import fields
 from tests.agents.test_student import model
 
@@ -34,24 +33,78 @@ def gradients(own: Student, loss: Tensor) -> list[Tensor]:
     return list(found)
 
 
+def naming(*sets: list[int]) -> Episodes:
+    """One-step episodes with these candidate sets, of which they took the first."""
+    most = max(map(len, sets))
+    first = torch.tensor([own + [0] * (most - len(own)) for own in sets])
+    mask = torch.tensor([[True] * len(own) + [False] * (most - len(own)) for own in sets])
+    logp = torch.where(mask, -mask.sum(1, keepdim=True).float().log(), PAD_LOGP)
+    count, taken = len(sets), logp[:, :1]
+    return Episodes(
+        tokens=torch.stack([torch.ones(count, dtype=torch.int64), first[:, 0]], 1),
+        prompt_length=torch.ones(count, dtype=torch.int64),
+        length=torch.ones(count, dtype=torch.int64),
+        ids=torch.stack([first, torch.zeros_like(first)], 1),
+        logp=torch.stack([logp, torch.full_like(logp, PAD_LOGP)], 1),
+        mask=torch.stack([mask, torch.zeros_like(mask)], 1),
+        slots=torch.zeros(count, 1, dtype=torch.int64),
+        rewards=taken,
+        discounts=torch.zeros(count, 1),
+        in_set=torch.ones(count, 1, dtype=torch.bool),
+        behaviour_logp=taken,
+        teacher_logp_taken=taken,
+        from_teacher=torch.ones(count, dtype=torch.bool),
+    )
+
+
+def columns(part: Part, row: int) -> tuple[list[int], list[float]]:
+    """The tokens of an episode's columns, -1 for nothing, and what they weigh."""
+    own = part.own.split(part.sizes)[row].tolist()
+    tokens = part.shared.tolist() + own + [-1] * (part.width - len(part.shared) - len(own))
+    return tokens, part.log_weight[row].exp().tolist()
+
+
 def test_a_part_by_hand() -> None:
-    """Eight tokens, two needed: three of the other six are drawn and stand for two each."""
-    part = part_of(torch.tensor([2, 5]), 8, 3, seed=0)
-    assert len(part.tokens) == 5 and part.tokens.tolist() == sorted(set(part.tokens.tolist()))
-    weights = dict(zip(part.tokens.tolist(), part.log_weight.tolist(), strict=True))
-    assert weights.pop(2) == 0 and weights.pop(5) == 0
-    assert list(weights.values()) == pytest.approx([math.log(2)] * 3)
-    assert part.tokens[part.places(torch.tensor([[5, 2], [2, 2]]))].tolist() == [[5, 2], [2, 2]]
-    again, other = (part_of(torch.tensor([2, 5]), 8, 3, seed=seed).tokens.tolist() for seed in (0, 1))
-    assert again == part.tokens.tolist() != other
-    whole = part_of(torch.tensor([2, 5]), 8, 6, seed=0)
-    assert whole.tokens.tolist() == list(range(8)) and whole.log_weight.eq(0).all()
-    alone = part_of(torch.tensor([2, 5]), 8, 0, seed=0)
-    assert alone.tokens.tolist() == [2, 5] and alone.log_weight.eq(0).all()
+    """Twelve tokens, of which {1, 4} and {4, 6, 9} are named; of four and of eight negatives two are named ones."""
+    episodes = naming([4, 1], [9, 4, 6])
+    for negatives, unknown in ((4, 2), (8, 4)):
+        part = part_of(episodes, 12, negatives, seed=0)
+        assert part.sizes == [2, 3] and part.own.tolist() == [1, 4, 4, 6, 9]
+        assert part.width == negatives + 3 and len(set(part.shared.tolist())) == negatives
+        first = negatives - unknown
+        for row, own in enumerate([{1, 4}, {4, 6, 9}]):
+            tokens, weights = columns(part, row)
+            assert set(tokens[:first]) <= {1, 4, 6, 9} and not set(tokens[first:negatives]) & {1, 4, 6, 9}
+            fresh = [token for token in tokens[:first] if token not in own]
+            heavy = (4 - len(own)) / len(fresh) if fresh else 0.0
+            assert weights[:first] == pytest.approx([0.0 if token in own else heavy for token in tokens[:first]])
+            assert weights[first:negatives] == pytest.approx([8 / unknown] * unknown)
+            assert weights[negatives:] == [1.0] * len(own) + [0.0] * (3 - len(own))
+            assert [tokens[column] for column in part.ids[row, 0, : len(own)]] == episodes.ids[
+                row, 0, : len(own)
+            ].tolist()
+            assert tokens[part.taken[row, 0]] == episodes.taken[row, 0]
+    again, other = (part_of(episodes, 12, 4, seed=seed).shared.tolist() for seed in (0, 1))
+    assert again == part_of(episodes, 12, 4, seed=0).shared.tolist() != other
+    whole = part_of(episodes, 12, 12, seed=0)
+    assert sorted(whole.shared.tolist()) == list(range(12))
+    assert whole.log_weight.exp().sum(1).tolist() == [12, 12]
+    alone = part_of(episodes, 12, 0, seed=0)
+    assert alone.width == 3 and alone.log_weight.exp().sum(1).tolist() == [2, 3]
 
 
-def test_what_episodes_need_are_their_candidates_and_what_was_taken() -> None:
-    assert needed(Episodes(**fields())).tolist() == [2, 3, 6, 7]  # 7 was taken outside its set
+def test_logits_of_a_part_by_hand() -> None:
+    """Two states of the first episode and one of the second, W = the token's number, b = a tenth of it."""
+    part = part_of(naming([4, 1], [9, 4, 6]), 12, 0, seed=0)
+    weight = torch.arange(12.0)[:, None]
+    hidden, row = torch.tensor([[1.0], [2.0], [10.0]]), torch.tensor([0, 0, 1])
+    found = part.logits(hidden, row, weight, weight[:, 0] / 10)
+    torch.testing.assert_close(found, torch.tensor([[1.1, 4.4, 0], [2.1, 8.4, 0], [40.4, 60.6, 90.9]]))
+
+
+def test_an_episode_names_its_candidates_and_what_was_taken() -> None:
+    part = part_of(Episodes(**fields()), WIDE, 0, seed=0)
+    assert part.sizes == [3, 3] and part.own.tolist() == [2, 3, 6, 3, 6, 7]  # 7 was taken outside its set
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -104,23 +157,30 @@ def test_an_objective_on_candidates_has_its_loss_and_gradient(name: str, setting
 
 
 def test_the_estimate_is_unbiased_and_its_logarithm_low_by_half_the_relative_variance() -> None:
-    """4,000 draws of 20 of 90: the mean within four standard errors, the bias of the logarithm as the formula says."""
+    """4,000 draws of 20 of 90 tokens, 10 of them among the 30 that another episode names: the mean within four standard
+    errors, spread and bias of the logarithm as the formula says."""
     torch.manual_seed(3)
     logits = torch.randn(100).double()
-    certain = logits.topk(10).indices.sort().values
+    likely = logits.topk(10).indices.tolist()
+    rest = [token for token in range(100) if token not in likely]
+    episodes = naming(likely, likely[:1] + rest[:30])
     exact = logits.logsumexp(0)
     estimates = []
     for seed in range(4000):
-        part = part_of(certain, 100, 20, seed)
-        estimates.append((logits[part.tokens] + part.log_weight).logsumexp(0))
+        part = part_of(episodes, 100, 20, seed)
+        tokens = torch.cat([part.shared, part.own[:10]])
+        estimates.append((logits[tokens] + part.log_weight[0, : len(tokens)]).logsumexp(0))
     found = torch.stack(estimates)
     ratio = (found - exact).exp()
     spread = float(ratio.std())
     assert 0.01 < spread < 0.2
     assert float(ratio.mean()) == pytest.approx(1, abs=4 * spread / 4000**0.5)
-    rest = logits[torch.isin(torch.arange(100), certain, invert=True)].exp()
-    share, variation = float(rest.sum() / exact.exp()), float(rest.std() / rest.mean())
-    assert spread == pytest.approx(share * variation * (1 / 20 - 1 / 90) ** 0.5, rel=0.05)
+    variance = 0.0
+    for kind, drawn in ((rest[:30], 7.5), (rest[30:], 10)):  # of ten of 40 named ones, 7.5 are not the episode's own
+        values = logits[kind].exp()
+        share, variation = float(values.sum() / exact.exp()), float(values.std() / values.mean())
+        variance += (share * variation) ** 2 * (1 / drawn - 1 / len(kind))
+    assert spread == pytest.approx(variance**0.5, rel=0.05)
     low = float((found - exact).mean() - ratio.mean().log())  # what the logarithm makes of it
     assert low == pytest.approx(-(spread**2) / 2, rel=0.1)
 
@@ -129,9 +189,9 @@ def test_the_head_chooses_and_says_what_it_cannot_do() -> None:
     episodes, linear = Episodes(**fields()), torch.nn.Linear(4, 1000)
     assert Head("all").part(episodes, linear) is None
     assert Head("auto", 1024).part(episodes, linear) is None  # the negatives alone are more than half
-    assert Head("auto", 499).part(episodes, linear) is None  # 4 candidates and 499 others are more than half
+    assert Head("auto", 499).part(episodes, linear) is None  # 3 named ones and 499 others are more than half
     few = Head("auto", 100).part(episodes, linear)
-    assert few is not None and len(few.tokens) == 104
+    assert few is not None and few.width == 103
     other = torch.nn.Bilinear(4, 4, 1000)
     assert Head("auto", 100).part(episodes, other) is None
     with pytest.raises(InputError, match="the head is a Bilinear, not a Linear"):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from agents.episodes import Episodes
 from agents.student import Student, build_student
 from experiments.__main__ import main
 from experiments.bench import store
+from experiments.bench.allocator import allocator, keep_memory
 from experiments.bench.learn import BenchLearnConfig, episodes_of, learnable_teacher, learner
 from experiments.bench.rows import LastPosition, step_in_parts, transitions
 
@@ -25,7 +29,10 @@ def batch() -> Episodes:
     return episodes_of(CONFIG, learnable_teacher(300), 3, seed=0)
 
 
-def test_bench_learn_prints_a_table_and_writes_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_learn_prints_a_table_and_writes_every_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.bench.learn.keep_memory", lambda: True)  # the other tests are to go on as before
     more = [
         "--walk-rows",
         "2",
@@ -44,9 +51,11 @@ def test_bench_learn_prints_a_table_and_writes_every_figure(tmp_path: Path, caps
     ]
     assert main(["bench", "learn", *SMALL, *more, "--json", str(tmp_path / "learn.json")]) == 0
     printed = capsys.readouterr().out
-    assert "| 300 | tiny" in printed and "| store over live GKD on the whole vocabulary | 300 |" in printed
+    assert "| 300 | tiny" in printed
+    assert re.search(r"\| store over live GKD on the whole vocabulary +\| 300 \| tuned ", printed)
     figures = json.loads((tmp_path / "learn.json").read_text())["figures"]
-    assert [(figure["name"], figure.get("arm")) for figure in figures] == [
+    stored = figures[10:]
+    assert [(figure["name"], figure.get("arm")) for figure in figures[:10]] == [
         ("transitions_per_second", "sequence"),
         ("transitions_per_second", "transition"),
         ("sequence_over_transition", None),
@@ -57,13 +66,19 @@ def test_bench_learn_prints_a_table_and_writes_every_figure(tmp_path: Path, caps
         ("tokens_per_second", "raw teacher"),
         ("tokens_per_second", "raw student"),
         ("lockstep_over_raw", None),
-        *(("tokens_per_second", arm) for arm in ("trunk", "memory", "store", "live", "gkd")),
-        *(("peak_memory_mb", arm) for arm in ("trunk", "memory", "store", "live", "gkd")),
+    ]
+    names = [
+        *(("tokens_per_second", arm) for arm in ("trunk", "memory", "store", "live", "adamw", "gkd")),
+        *(("peak_memory_mb", arm) for arm in ("trunk", "memory", "store", "live", "adamw", "gkd")),
         ("gkd_over_store", None),
         ("step_over_trunk", None),
         ("live_over_store", None),
         ("loading_over_memory", None),
+        ("adamw_over_resting", None),
         ("memory_ratio", None),
+    ]
+    assert [(figure["name"], figure.get("arm"), figure["allocator"]) for figure in stored] == [
+        (*name, allocator) for allocator in ("default", "tuned") for name in names
     ]
     assert figures[9]["V"] == 300 and figures[9]["N"] == 2 and 0 < figures[9]["low"] <= figures[9]["high"]
     for figure in figures[:6]:
@@ -148,3 +163,36 @@ def test_the_divergence_of_the_other_side_by_hand() -> None:
     """(.5, .5) and (.9, .1): M = (.7, .3), ½(.5 ln(.5/.7) + .5 ln(.5/.3)) + ½(.9 ln(.9/.7) + .1 ln(.1/.3)) = .1017."""
     ours, theirs = torch.tensor([[[0.5, 0.5]]]).log(), torch.tensor([[[0.9, 0.1]]]).log()
     assert float(store.jensen_shannon(ours, theirs, torch.ones(1, 1))) == pytest.approx(0.10175, abs=1e-4)
+
+
+def test_the_allocator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    assert allocator() == "default"
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000")
+    monkeypatch.setenv("LD_PRELOAD", "")
+    assert allocator() == "MALLOC_TRIM_THRESHOLD_=1000"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's parameters")
+def test_memory_is_kept() -> None:
+    """Of 200 MB that were freed, most are still there; by default none would be."""
+    code = """
+import torch
+from experiments.bench.allocator import keep_memory
+from experiments.bench.timing import resident
+if {keep}:
+    assert keep_memory()
+before = resident()
+torch.ones(50_000_000).sum()
+print(resident() - before > 150)
+"""
+    for keep in (True, False):
+        found = subprocess.run(
+            [sys.executable, "-c", code.format(keep=keep)], capture_output=True, text=True, check=True
+        )
+        assert found.stdout.strip() == str(keep)
+
+
+def test_another_c_library_keeps_its_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    assert not keep_memory()

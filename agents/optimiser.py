@@ -1,0 +1,87 @@
+"""AdamW for a student; where its vocabulary is wide, one that does not walk the rows that a batch left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from agents.errors import InputError
+
+
+class RestingRows(torch.optim.AdamW):
+    """AdamW whose vocabulary weights rest, row by row, while no batch touches them.
+
+    A row of an embedding or of a head has a gradient only if its token is in the batch. AdamW walks all rows all the
+    same: their moments fade, and the momentum of an earlier batch moves them on for some updates. Here a row that is
+    not in the batch keeps its weights and its moments; one that is takes the step that AdamW would take from them.
+    Bias corrections count updates, not touches. With every row in every batch the two are equal.
+
+    Source: Kingma and Ba (2015), arXiv:1412.6980, with the rows of `torch.optim.SparseAdam`, whose ε is not corrected.
+    Args:
+        parameters: all of them.
+        rows: those among them whose rows rest; their gradients may be sparse in the first dimension, or dense.
+    Raises: InputError: weight decay, which moves every row.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], rows: Sequence[Tensor], lr: float, weight_decay: float) -> None:
+        if weight_decay:
+            raise InputError(
+                f"weight_decay is {weight_decay:g}, which moves every row of the vocabulary at every update; set it to "
+                "0, or let no rows rest"
+            )
+        super().__init__(parameters, lr=lr, weight_decay=0.0)
+        self.rows = list(rows)
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]  # without a closure
+        """Move every parameter that has a gradient, vocabulary weights in the rows that have one."""
+        gradients = [weight.grad for weight in self.rows]
+        for weight, gradient in zip(self.rows, gradients, strict=True):
+            if gradient is not None:
+                gradient = gradient if gradient.is_sparse else gradient.to_sparse(1)
+                self._move(weight, gradient.coalesce())
+                weight.grad = None  # AdamW passes it by
+        super().step()
+        for weight, gradient in zip(self.rows, gradients, strict=True):
+            weight.grad = gradient
+
+    def _move(self, weight: Tensor, gradient: Tensor) -> None:
+        """One step of Adam on the rows of this gradient."""
+        (group,), state = self.param_groups, self.state[weight]
+        beta1, beta2 = group["betas"]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+        state["step"] += 1
+        first, second = (1 - beta ** float(state["step"]) for beta in (beta1, beta2))
+        rows, values = gradient.indices()[0], gradient.values()  # (R,), (R, D)
+        mean = state["exp_avg"][rows].lerp_(values, 1 - beta1)
+        square = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(values, values, value=1 - beta2)
+        state["exp_avg"][rows], state["exp_avg_sq"][rows] = mean, square
+        weight.index_add_(0, rows, mean / (square / second).sqrt_().add_(group["eps"]), alpha=-group["lr"] / first)
+
+
+def optimiser_of(
+    parameters: Sequence[Tensor], resting: Sequence[Tensor], lr: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW on these parameters, `resting` among them row by row."""
+    if resting:
+        return RestingRows(parameters, resting, lr, weight_decay)
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+
+
+def clip_gradients(parameters: Sequence[Tensor], most: float) -> Tensor:
+    """Scale all gradients, dense and sparse, to a common norm of at most this; the norm it was before.  # ()"""
+    found = []
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+        if parameter.grad is not None:
+            found.append(parameter.grad.values() if parameter.grad.is_sparse else parameter.grad)
+    if not found:
+        return torch.tensor(0.0)
+    norm = torch.nn.utils.get_total_norm(found)
+    torch._foreach_mul_(found, (most / (norm + 1e-6)).clamp(max=1.0))
+    return norm
