@@ -180,7 +180,7 @@ class Episodes:
         for name in parts[0].fields():
             values = [part.fields()[name] for part in parts]
             shape = [max(value.shape[axis] for value in values) for axis in range(1, values[0].dim())]
-            joined[name] = torch.cat([_pad(value, shape, FILL.get(name, 0)) for value in values])
+            joined[name] = torch.cat([padded(value, shape, FILL.get(name, 0)) for value in values])
         return Episodes(**joined)
 
     def save(self, path: str | Path) -> None:
@@ -274,7 +274,7 @@ class Episodes:
             raise InputError(f"Episodes.{name} at {where}: {contract}")
 
 
-def _pad(value: Tensor, shape: Sequence[int], fill: float) -> Tensor:
+def padded(value: Tensor, shape: Sequence[int], fill: float) -> Tensor:
     """`value` enlarged to (B, *shape) with `fill` on the far side."""
     if list(value.shape[1:]) == list(shape):
         return value

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from agents import objectives
-from agents.episodes import PAD_LOGP, Episodes
+from agents.episodes import PAD_LOGP, Episodes, padded
 from agents.leaves import Leaves, Places
 from agents.softmax import picked
 from agents.vocabulary import Part
@@ -25,6 +25,18 @@ class Scores:
     log_inside: Tensor  # (B, T+1) log(1 − leak): student mass on the candidates
     logp_taken: Tensor  # (B, T) full-softmax log π_S(a_t|s_t)
     logp: Tensor | None = None  # (B, T+1, V) full log π_S, only when asked for
+
+    @staticmethod
+    def concatenate(parts: Sequence[Scores]) -> Scores:
+        """Those of all episodes in order, padded to the largest T and K among them."""
+        joined: dict[str, Tensor] = {}
+        for field in fields(Scores):
+            values = [value for part in parts if (value := getattr(part, field.name)) is not None]
+            if values:
+                shape = [max(value.shape[axis] for value in values) for axis in range(1, values[0].dim())]
+                fill = PAD_LOGP if field.name == "log_policy" else 0.0
+                joined[field.name] = torch.cat([padded(value, shape, fill) for value in values])
+        return Scores(**joined)
 
 
 class Scorer(Protocol):

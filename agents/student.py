@@ -12,12 +12,14 @@ import difflib
 import json
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from agents.episodes import Episodes
 from agents.errors import InputError
@@ -34,6 +36,7 @@ class Student(nn.Module):
     def __init__(self, model: Any, tokenizer: Any = None, head: Head | None = None) -> None:
         super().__init__()
         self.head = head or Head()
+        self.micro_batch = 0  # texts that are scored at a time; 0: all
         self.head_rows = 0  # logits of a state that the last scores took
         if getattr(model.config, "is_encoder_decoder", False):
             raise InputError(f"{type(model).__name__} is an encoder-decoder; a student must be a causal LM")
@@ -121,10 +124,27 @@ class Student(nn.Module):
         """Score every state of these episodes; `full` adds the log-softmax over the whole vocabulary.
 
         With a head of some rows only (see `head`), log_inside and logp_taken rest on an estimate of the log-partition.
+        With a `micro_batch`, so many texts at a time go forward, and forward again and backward when gradients are
+        asked for: the loss sees the scores of all episodes as ever, so that an update is the same, for the memory of a
+        few texts and the time of one more forward.
         """
-        packed = pack(episodes)
         part = None if full else self.head.part(episodes, self.model.get_output_embeddings())
         self.head_rows = part.width if part else self.vocab_size
+        rows = torch.split(torch.arange(len(episodes)), self.micro_batch or len(episodes))
+        if len(rows) == 1:
+            return self._scores(episodes, full, part)
+        found, bare = [], replace(episodes, teacher_logp=None)
+        for some in rows:
+            few = bare.select(some)
+            own = part.select(some, *few.ids.shape[1:]) if part else None
+            if torch.is_grad_enabled():
+                found.append(checkpoint(self._scores, few, full, own, use_reentrant=False, preserve_rng_state=False))
+            else:
+                found.append(self._scores(few, full, own))
+        return Scores.concatenate(found)
+
+    def _scores(self, episodes: Episodes, full: bool, part: Part | None) -> Scores:
+        packed = pack(episodes)
         logits, value = self._forward(episodes.tokens, packed.where[0], packed.position, part=part)
         return unpack_scores(episodes, packed, logits, value, full, part)
 

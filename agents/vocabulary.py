@@ -56,6 +56,13 @@ class Part:
             parts.append(nn.functional.pad(nn.functional.linear(some, rows, shift), (0, width - len(rows))))
         return torch.cat([nn.functional.linear(hidden, shared, offset), torch.cat(parts)], 1)
 
+    def select(self, rows: Tensor, states: int, candidates: int) -> Part:
+        """That of these episodes, of so many states with so many candidates; its columns stay where they are."""
+        names = torch.split(self.own, self.sizes)
+        own, sizes = torch.cat([names[row] for row in rows.tolist()]), [self.sizes[row] for row in rows.tolist()]
+        ids, taken = self.ids[rows, :states, :candidates], self.taken[rows, : states - 1]
+        return Part(self.shared, own, sizes, self.log_weight[rows], ids, taken)
+
     def _split(self, values: Tensor) -> tuple[Tensor, ...]:
         return torch.split(values, [len(self.shared), *self.sizes])
 

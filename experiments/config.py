@@ -63,6 +63,9 @@ class RunConfig:
     """Updates of each agent."""
     batch_size: int = 16
     """Episodes an update."""
+    micro_batch: int = 0
+    """Episodes that go through the student at a time; 0: all of a batch. The update is the same, for less memory and
+    the time of one more forward; scores over the whole vocabulary, which kd and gkd ask for, are kept all the same."""
     agent_config: tuple[str, ...] = ()
     """Settings of single agents, in all their arms, as in soft_q.lr=3e-4 or sb3:ppo.n_epochs=4."""
     head: str = "auto"

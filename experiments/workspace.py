@@ -49,7 +49,9 @@ Report = Callable[[str, int], None]  # (what is going on, updates done since the
 CONFIG = "config.yaml"
 COLLECT_ROWS = 64
 COUNTS = ("max_new_tokens", "episodes", "updates", "batch_size", "eval_prompts", "eval_every", "warm_start_rounds")
-FREE = set("checkpoint_seconds threads json out jobs agents seeds reference agent seed agent_config".split())
+FREE = set(
+    "checkpoint_seconds threads json out micro_batch jobs agents seeds reference agent seed agent_config".split()
+)
 """Settings that may change between two runs in one folder: which cells there are, and what each cell checks itself."""
 
 
@@ -195,9 +197,8 @@ class Workspace:
     def load(self, directory: Path) -> Student:
         """A student that this run has saved."""
         student = Student.load(directory)
-        student.head = self.head
         student.tokenizer = student.tokenizer or getattr(self.teacher, "tokenizer", None)
-        return student
+        return self._set_up(student)
 
     def warm_start_record(self, seed: int) -> Path:
         """What the warm-up of a seed says when it is over; its students lie beside it."""
@@ -231,13 +232,14 @@ class Workspace:
             spec = str(WARM_START)
         tokenizer = getattr(teacher, "tokenizer", None)
         student = build_student(spec, tokenizer=tokenizer, vocab_size=teacher.vocab_size, seed=seed)
-        student.head = self.head
-        return student
+        return self._set_up(student)
 
-    @property
-    def head(self) -> Head:
-        """Which rows of their heads students compute while they learn."""
-        return Head(self.config.head, self.config.negatives, self.config.resting_rows)
+    def _set_up(self, student: Student) -> Student:
+        """Tell a student how the run computes its scores."""
+        config = self.config
+        student.head = Head(config.head, config.negatives, config.resting_rows)
+        student.micro_batch = config.micro_batch
+        return student
 
     @property
     def start_directory(self) -> Path:
@@ -357,7 +359,8 @@ def _check(config: RunConfig, masses: Sequence[float]) -> None:
         value = getattr(config, name, 1)
         if value < 1:
             raise InputError(f"{name} = {value} is below 1")
-    for name, nothing in {"seeds": "0 compares nothing", "trials": "0 searches nothing"}.items():
+    free = {"seeds": "0 compares nothing", "trials": "0 searches nothing", "micro_batch": "0 takes whole batches"}
+    for name, nothing in free.items():
         if (value := getattr(config, name, 0)) < 0:
             raise InputError(f"{name} = {value} is below 0; {nothing}")
     for name in ("threads", "max_prompt_tokens"):

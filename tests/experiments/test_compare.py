@@ -361,6 +361,19 @@ def test_one_agent_in_several_arms(tmp_path: Path) -> None:
     assert (config.out / "students" / "soft_q@gamma=0-seed0" / "config.json").is_file()
 
 
+def test_few_texts_at_a_time_and_resting_rows_learn_what_the_run_learns(tmp_path: Path) -> None:
+    """Texts at a time change nothing; where all rows are in every batch, neither does it that others may rest."""
+    config = small(tmp_path, agents=("kd@on=set",))
+    found = []
+    for name, changes in {"plain": {}, "few": {"micro_batch": 1}, "rest": {"resting_rows": True}}.items():
+        own = replace(config, **changes, out=tmp_path / name)
+        compare(own)
+        found.append(Student.load(own.out / "students" / "kd@on=set-seed0").state_dict())
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found[2][name], value, atol=1e-4, rtol=1e-4)
+
+
 def test_a_head_on_the_candidates_learns_as_the_whole_one_does(tmp_path: Path) -> None:
     """All others are drawn here, so that the weights are equal but for rounding; the log says how many rows it took."""
     config = small(tmp_path, agents=("kd@on=set",))

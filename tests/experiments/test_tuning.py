@@ -157,6 +157,7 @@ def test_a_stopped_warm_up_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ({"warm_start_rounds": 0}, "warm_start_rounds = 0 is below 1"),
         ({"trials": -1}, "trials = -1"),
         ({"trials": 99}, "lower it"),
+        ({"micro_batch": -1}, "micro_batch = -1 is below 0; 0 takes whole batches"),
         ({"reference": "kd"}, "none of the agents"),
     ],
     ids=str,
