@@ -17,6 +17,7 @@ from envs.decode import Decoder
 from envs.errors import InputError
 from envs.teachers import Teacher
 from envs.vector_env import TopPTokenVectorEnv
+from experiments.references import Recital, Recited, teacher_logp_of
 from experiments.tape import Tape
 
 TEACHER_WALKS = ("full", "set")
@@ -32,6 +33,7 @@ def collect(
     teacher_mix: float = 0.0,
     teacher_walk: str = "full",
     version: int = 0,
+    recited: Recited | None = None,
     progress: str | None = None,
 ) -> Episodes:
     """`count` whole episodes of the env's prompts, walked at temperature 1; the student's from its full softmax.
@@ -52,12 +54,18 @@ def collect(
         teacher_mix: β in [0, 1].
         teacher_walk: "full" or "set".
         version: updates that the student has made; the student's episodes carry it.
+        recited: replies to every prompt, which are said instead of drawn, in turn; `behaviour_logp` is the teacher's
+            then, although nobody drew them.
         progress: label of a progress bar; None shows none.
     Raises: InputError: a count below 1, an env without next-step autoreset, whole vocabularies of candidates that would
         not fit in memory, a share or β outside [0, 1], or a share without a student.
     """
     _check(env, count, student, student_share, teacher_mix, teacher_walk)
-    walk = _Walk(env, student, student_share, teacher_mix, teacher_walk, torch.Generator().manual_seed(seed))
+    walk: _Walk | Recital
+    if recited is None:
+        walk = _Walk(env, student, student_share, teacher_mix, teacher_walk, torch.Generator().manual_seed(seed))
+    else:
+        walk = Recital(env, recited)
     observations, _ = env.reset(seed=seed)
     tape = Tape(env, count, version)
     begun = np.ones(env.num_envs, dtype=bool)
@@ -134,8 +142,7 @@ class _Walk:
         """A token for every row, its log π_T, and its log-probability where it was drawn; (N,) each."""
         mass = self._mass()
         tokens = _draw(mass, self.generator)
-        logits, norm = self.env.scores
-        teacher_logp = (logits.gather(1, tokens[:, None].to(logits.device))[:, 0].float() - norm).cpu()
+        teacher_logp = teacher_logp_of(self.env, tokens)
         drawn = mass.gather(1, tokens[:, None])[:, 0].log()
         return tokens, teacher_logp, torch.where(self.own | (self.kind == "set"), drawn, teacher_logp)
 

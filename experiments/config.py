@@ -57,6 +57,9 @@ class RunConfig:
     """Teacher episodes that all agents of a seed share, drawn from its full softmax; a store has its own number.
     Agents that walk by themselves (sb3:…) take as many steps as these have tokens instead; sb3:ppo.steps=N sets another
     budget."""
+    targets: str = "teacher"
+    """Whose replies these are: "teacher", or "references", those of the prompts, as supervised fine-tuning takes them;
+    the teacher still gives their candidates and rewards, and their probability is taken to be its own."""
     teacher_walk: str = "full"
     """What the teacher's episodes are drawn from: "full", its whole softmax, or "set", its candidates renormalised."""
     updates: int = 300

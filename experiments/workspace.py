@@ -41,6 +41,7 @@ from experiments.arms import agent_settings
 from experiments.collect import TEACHER_WALKS, collect
 from experiments.config import ABSENT, WARM_START_NAME, RunConfig, dump, read_yaml
 from experiments.evaluate import Exam, Rule, refuse_training_prompts, set_exam
+from experiments.references import TARGETS, replies_of
 
 if TYPE_CHECKING:
     from experiments.store.shards import Stored
@@ -285,7 +286,8 @@ class Workspace:
                     reward=config.reward,
                     gamma=config.gamma,
                 )
-                collect(env, config.episodes, seed=seed, teacher_walk=config.teacher_walk).save(path)
+                recited = replies_of(self.splits.train, self.teacher) if config.targets == "references" else None
+                collect(env, config.episodes, seed=seed, teacher_walk=config.teacher_walk, recited=recited).save(path)
         return Episodes.load(path)
 
     def exam(self, split: str) -> Exam:
@@ -355,6 +357,10 @@ def _check(config: RunConfig, masses: Sequence[float]) -> None:
         raise InputError(f"top_p = {list(masses)} must name one mass or several different ones")
     if config.teacher_walk not in TEACHER_WALKS:
         raise InputError(f"teacher_walk = {config.teacher_walk!r} must be one of {', '.join(TEACHER_WALKS)}")
+    if config.targets not in TARGETS:
+        raise InputError(f"targets = {config.targets!r} must be one of {', '.join(TARGETS)}")
+    if config.targets == "references" and config.store is not None:
+        raise InputError("a store holds the teacher's replies; learn from references without --store")
     for name in (*COUNTS, "jobs"):
         value = getattr(config, name, 1)
         if value < 1:
