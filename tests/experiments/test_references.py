@@ -75,21 +75,9 @@ def settings(folder: Path, teacher: Any, **changes: Any) -> DistillConfig:
     lines = [{"prompt": f"w3 w{number}", "reference": "w20 w21 w22 w23"} for number in range(40, 70)]
     prompts = folder / "prompts.jsonl"
     prompts.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    given: dict[str, Any] = {
-        "agent": "bc",
-        "teacher": teacher.model.name_or_path,
-        "student": "tiny",
-        "prompts": prompts,
-    }
-    given |= {
-        "targets": "references",
-        "agent_config": ("bc.lr=0.01",),
-        "updates": 60,
-        "episodes": 16,
-        "batch_size": 8,
-        "eval_prompts": 2,
-    }
-    given |= {"max_new_tokens": 24, "out": folder / "run"}
+    given: dict[str, Any] = {"agent": "bc", "teacher": teacher.model.name_or_path, "student": "tiny"}
+    given |= {"prompts": prompts, "targets": "references", "updates": 60, "agent_config": ("bc.lr=0.01",)}
+    given |= {"episodes": 16, "batch_size": 8, "eval_prompts": 2, "max_new_tokens": 24, "out": folder / "run"}
     return DistillConfig(**given | changes)
 
 
