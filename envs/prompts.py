@@ -3,40 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import operator
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from envs.errors import InputError
-from envs.service_desk import Checks, messages
+from envs.records import Prompt as Prompt  # whose home is beside what it is made of
+from envs.records import Record, format_named, is_dataset, parsed, rows
+from envs.service_desk import messages
 
 if TYPE_CHECKING:
     from envs.teachers import Teacher
 
 EMBEDDED_COUNTS = {"train": 4096, "validation": 256, "test": 256}
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One prompt and what is known about a good reply to it.
-
-    A JSONL line carries the same fields: `prompt` (required), `reference` (a string or a list of strings), `tags` (a
-    list of strings) and `checks` (an object with any of `copied`, `computed`, `required`, `rare`: lists of strings).
-    """
-
-    text: str
-    references: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    checks: Checks = field(default_factory=Checks)
-
-    def __post_init__(self) -> None:
-        if not self.text.strip():
-            raise InputError("a prompt is empty (0 characters besides white space); give it text or remove it")
-        if any("\ud800" <= character <= "\udfff" for character in self.text):
-            raise InputError(f"a prompt holds half of a surrogate pair, which is no text: {self.text[:60]!a}; mend it")
 
 
 class Splits(NamedTuple):
@@ -77,13 +57,17 @@ def embedded_prompts(split: str, count: int | None = None) -> list[Prompt]:
     ]
 
 
-def load_prompts(source: str | Path | Sequence[str] | None, *, skip_bad: bool = False) -> list[Prompt]:
+def load_prompts(
+    source: str | Path | Sequence[str] | None, *, skip_bad: bool = False, prompt_format: str = "prompt"
+) -> list[Prompt]:
     """Prompts from a file, from strings, or the embedded training split.
 
     Args:
         source: a path to `.jsonl` (one object a line, see `Prompt`) or to any other text file (one prompt a line, blank
-            lines ignored), a list of strings, or None for the embedded training split.
+            lines ignored), to a folder that `datasets` can read or NAME[:SPLIT] of the hub (extra `store`), a list of
+            strings, or None for the embedded training split.
         skip_bad: leave broken lines out instead of refusing the file.
+        prompt_format: how records become prompts, one of `envs.records.FORMATS`.
     Raises: InputError: no such file, a broken line (named with its number), or no prompt left.
     """
     if source is None:
@@ -93,7 +77,7 @@ def load_prompts(source: str | Path | Sequence[str] | None, *, skip_bad: bool = 
         name = "the list of prompts"
     else:
         path = Path(source)
-        prompts = _read_file(path, skip_bad)
+        prompts = _read(path, skip_bad, prompt_format)
         name = str(path)
     if not prompts:
         raise InputError(f"{name} holds 0 prompts; at least 1 is needed")
@@ -166,7 +150,29 @@ def _token_ids(item: Iterable[Any], number: int) -> list[int]:
     return ids
 
 
-def _read_file(path: Path, skip_bad: bool) -> list[Prompt]:
+def _read(source: Path, skip_bad: bool, prompt_format: str) -> list[Prompt]:
+    """Prompts of a file or a data set, record by record."""
+    make = format_named(prompt_format)
+    records: Iterable[tuple[int, Record | str]]
+    records = enumerate(rows(source), start=1) if is_dataset(source) else _lines(source)
+    plain = prompt_format == "prompt" and source.suffix != ".jsonl"
+    unit, prompts = "row" if is_dataset(source) else "line", []
+    for number, record in records:
+        try:
+            if isinstance(record, str):
+                prompts.append(Prompt(record) if plain else make(parsed(record)))
+            else:
+                prompts.append(make(record))
+        except InputError as error:
+            if not skip_bad:
+                raise InputError(
+                    f"{source}, {unit} {number}: {error} (or leave such {unit}s out with --skip-bad)"
+                ) from error
+    return prompts
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file that are not blank, with their numbers."""
     if not path.is_file():
         raise InputError(f"prompts file {str(path)!r} does not exist; give a .jsonl or a text file, one prompt a line")
     try:
@@ -174,42 +180,4 @@ def _read_file(path: Path, skip_bad: bool) -> list[Prompt]:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
-    parse = _parse_json_line if path.suffix == ".jsonl" else Prompt
-    prompts = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            prompts.append(parse(line))
-        except InputError as error:
-            if not skip_bad:
-                raise InputError(f"{path}, line {number}: {error} (or leave such lines out with --skip-bad)") from error
-    return prompts
-
-
-def _parse_json_line(line: str) -> Prompt:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"not JSON: {error.msg} at column {error.colno}") from error
-    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
-        raise InputError('each line must be an object with a string under "prompt"')
-    references = record.get("reference", [])
-    checks = record.get("checks", {})
-    known = {f.name for f in fields(Checks)}
-    if not isinstance(checks, dict) or not set(checks) <= known:
-        raise InputError(f'"checks" must be an object with keys among {", ".join(sorted(known))}')
-    return Prompt(
-        text=record["prompt"],
-        references=_strings([references] if isinstance(references, str) else references, "reference"),
-        tags=_strings(record.get("tags", []), "tags"),
-        checks=Checks(**{key: _strings(value, f"checks.{key}") for key, value in checks.items()}),
-    )
-
-
-def _strings(value: Any, name: str) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise InputError(f'"{name}" must be a list of strings, not {json.dumps(value)[:60]}')
-    return tuple(value)
+    yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())

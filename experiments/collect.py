@@ -60,12 +60,9 @@ def collect(
     Raises: InputError: a count below 1, an env without next-step autoreset, whole vocabularies of candidates that would
         not fit in memory, a share or β outside [0, 1], or a share without a student.
     """
-    _check(env, count, student, student_share, teacher_mix, teacher_walk)
-    walk: _Walk | Recital
-    if recited is None:
-        walk = _Walk(env, student, student_share, teacher_mix, teacher_walk, torch.Generator().manual_seed(seed))
-    else:
-        walk = Recital(env, recited)
+    who = (student, student_share, teacher_mix, teacher_walk)
+    _check(env, count, *who)
+    walk = _Walk(env, *who, torch.Generator().manual_seed(seed)) if recited is None else Recital(env, recited)
     observations, _ = env.reset(seed=seed)
     tape = Tape(env, count, version)
     begun = np.ones(env.num_envs, dtype=bool)

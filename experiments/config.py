@@ -38,7 +38,10 @@ class RunConfig:
     warm_start_rounds: int = 8
     """Most rounds of `updates` updates of a warm-up."""
     prompts: Path | None = None
-    """A .jsonl or text file, split 80/10/10 by hash; none: the embedded corpus."""
+    """A .jsonl or text file, a folder that `datasets` can read or OWNER/NAME[:SPLIT] of the hub, split 80/10/10 by
+    hash; none: the embedded corpus."""
+    prompt_format: str = "prompt"
+    """What its records are: "prompt" (with reference, tags and checks), "dolly", "selfinst" or "vicuna"."""
     skip_bad: bool = False
     """Leave broken lines of the prompts file out instead of refusing it."""
     chat_template: bool = False
@@ -139,7 +142,9 @@ class EvaluateConfig:
     """A directory or a hub id."""
     teacher: str = "embedded"
     prompts: Path | None = None
-    """A .jsonl or text file; none: the embedded corpus."""
+    """A .jsonl or text file, or a data set; none: the embedded corpus."""
+    prompt_format: str = "prompt"
+    """What its records are: prompt, dolly, selfinst or vicuna."""
     prompt_split: str | None = None
     """validation or test, as `compare` splits the file; none: the whole file, or the embedded test split."""
     skip_bad: bool = False

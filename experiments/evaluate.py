@@ -203,7 +203,7 @@ def chosen_prompts(config: EvaluateConfig) -> list[Prompt]:
         raise InputError(f"prompt_split {split!r} is neither 'validation' nor 'test'")
     if config.prompts is None:
         return embedded_prompts(split or "test", config.eval_prompts)
-    prompts = load_prompts(config.prompts, skip_bad=config.skip_bad)
+    prompts = load_prompts(config.prompts, skip_bad=config.skip_bad, prompt_format=config.prompt_format)
     return (prompts if split is None else getattr(split_prompts(prompts), split))[: config.eval_prompts]
 
 

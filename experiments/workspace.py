@@ -162,7 +162,9 @@ class Workspace:
         if config.prompts is None:
             splits = embedded_splits()
         else:
-            splits = split_prompts(load_prompts(config.prompts, skip_bad=config.skip_bad))
+            splits = split_prompts(
+                load_prompts(config.prompts, skip_bad=config.skip_bad, prompt_format=config.prompt_format)
+            )
         splits = Splits(splits.train, splits.validation[: config.eval_prompts], splits.test[: config.eval_prompts])
         return Splits(*(self._fitting(name, prompts) for name, prompts in zip(Splits._fields, splits, strict=True)))
 

@@ -37,7 +37,9 @@ class CollectConfig:
     teacher: str = "embedded"
     """"embedded", "table:NAME", a directory, or a hub id."""
     prompts: Path | None = None
-    """A .jsonl or text file; none: the embedded corpus."""
+    """A .jsonl or text file, or a data set; none: the embedded corpus."""
+    prompt_format: str = "prompt"
+    """What its records are: prompt, dolly, selfinst or vicuna."""
     prompt_split: str = "train"
     """train, validation or test, as `compare` splits the file, or all of it."""
     count: int | None = None
@@ -158,7 +160,11 @@ def _manifest(out: Path, settings: dict[str, Any], found: dict[str, Any]) -> Man
 
 def _settings(config: CollectConfig, prompts: list[Prompt]) -> dict[str, Any]:
     """What the episodes depend on, besides the teacher."""
-    own = {name: value for name, value in asdict(config).items() if name not in FREE | {"prompts", "skip_bad"}}
+    own = {
+        name: value
+        for name, value in asdict(config).items()
+        if name not in FREE | {"prompts", "prompt_format", "skip_bad"}
+    }
     return own | {"temperature": 1.0, "prompts": prompt_hash("\n".join(prompt.text for prompt in prompts))}
 
 
@@ -168,7 +174,7 @@ def _prompts(config: CollectConfig) -> list[Prompt]:
         names = SPLITS[:3] if split == "all" else (split,)
         found = [prompt for name in names for prompt in embedded_prompts(name)]
     else:
-        found = load_prompts(config.prompts, skip_bad=config.skip_bad)
+        found = load_prompts(config.prompts, skip_bad=config.skip_bad, prompt_format=config.prompt_format)
         found = found if split == "all" else getattr(split_prompts(found), split)
     return found[: config.count]
 
