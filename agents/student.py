@@ -252,7 +252,7 @@ def build_student(spec: str | Path, *, tokenizer: Any, vocab_size: int, seed: in
     Raises: InputError: no such student, an encoder-decoder, or a tokenizer that is not the teacher's.
     """
     if isinstance(spec, str) and spec in SIZES:
-        return Student(_random_llama(SIZES[spec], tokenizer, vocab_size, seed), tokenizer)
+        return Student(_random(size_config(spec, tokenizer, vocab_size), seed), tokenizer)
     if Path(spec).is_dir():
         student = Student.load(spec)
     elif isinstance(spec, str) and "/" in spec and not spec.startswith((".", "/", "~")):
@@ -272,12 +272,13 @@ def build_student(spec: str | Path, *, tokenizer: Any, vocab_size: int, seed: in
     return student
 
 
-def _random_llama(size: tuple[int, int, int], tokenizer: Any, vocab_size: int, seed: int) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
+def size_config(name: str, tokenizer: Any, vocab_size: int) -> Any:
+    """The configuration of a student by size name: a Llama on this tokenizer, if there is one."""
+    from transformers import LlamaConfig
 
-    width, layers, heads = size
+    width, layers, heads = SIZES[name]
     special = {name: getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=width,
         intermediate_size=8 * width // 3 // 8 * 8,
@@ -287,6 +288,11 @@ def _random_llama(size: tuple[int, int, int], tokenizer: Any, vocab_size: int, s
         tie_word_embeddings=True,
         **special,
     )
+
+
+def _random(config: Any, seed: int) -> Any:
+    from transformers import LlamaForCausalLM
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)

@@ -13,6 +13,7 @@ from torch import Tensor
 from envs.candidates import normalise
 from envs.decode import Decoder
 from envs.errors import InputError
+from envs.memory import check_fits
 from envs.sequences import context_limit_of, right_padded
 from envs.teachers import recipe_of, reload_teacher
 
@@ -22,7 +23,7 @@ def load_causal_lm(source: str | Path) -> tuple[Any, Any]:
 
     A half-precision checkpoint is widened: half precision on a CPU is slow and its softmax is coarse.
 
-    Raises: InputError: nothing can be loaded, or the model is an encoder-decoder.
+    Raises: InputError: nothing can be loaded, the model is an encoder-decoder, or it does not fit into memory.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -37,6 +38,7 @@ def load_causal_lm(source: str | Path) -> tuple[Any, Any]:
     if config.is_encoder_decoder:
         raise InputError(f"{name!r} is an encoder-decoder ({config.model_type}); a causal language model is needed")
     try:
+        check_fits(name, config)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
         tokenizer = _load_tokenizer(name)
     except (OSError, ValueError) as error:

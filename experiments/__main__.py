@@ -96,7 +96,8 @@ def _parse(kind: type[Any], command: str, words: list[str]) -> Any:
     note = ""
     if command in ("compare", "distill"):
         known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
-        note = f" --preset NAME ({known}) or --config FILE.yaml sets the defaults; settings given here win."
+        note = f" --preset NAME ({known}) or --config FILE.yaml sets the defaults; settings given here win. --dry-run "
+        note += "says what the run will take, by the models' configurations alone, and ends."
         for flag, place in (("--preset", PRESETS), ("--config", None)):
             if (name := _take(flag, words)) is not None:
                 path = Path(name) if place is None else place / f"{name}.yaml"
@@ -141,7 +142,13 @@ def _runs(kind_name: str, command: str) -> Callable[[list[str]], None]:
     def run(words: list[str]) -> None:
         from experiments import compare, config, jobs, paired, report
 
-        settings = _parse(getattr(config, kind_name), command, words)
+        dry = "--dry-run" in words
+        settings = _parse(getattr(config, kind_name), command, [word for word in words if word != "--dry-run"])
+        if dry:
+            from experiments.plan import plan
+
+            print(plan(settings))
+            return
         failed = None
         try:
             rows = getattr(compare, command)(settings)

@@ -1,0 +1,156 @@
+"""`--dry-run`: what a run will take, from the models' configurations alone; nothing is loaded, drawn or written."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents import learner_class
+from agents.base import Agent
+from agents.student import SIZES, Student, size_config
+from envs.errors import InputError
+from envs.memory import FLOAT32, GIB, free_memory, outline
+from envs.teachers import EMBEDDED, WARM_START
+from experiments.arms import agent_of
+from experiments.cell import build_agent
+from experiments.config import ABSENT, WARM_START_NAME, RunConfig
+from experiments.flops import of_reading
+from experiments.report import aligned
+from experiments.workspace import Cell, Workspace
+
+LAYER = 34  # floats kept of a token and a unit of width in a layer, for the backward pass
+PROMPT = 256  # tokens of a prompt where no limit is given
+PARTS = ("weights", "gradients", "moments", "copies", "activations")
+PROBE = 1024  # rows of the matrices that are multiplied to see how fast this machine is
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one arm takes, in floats and operations."""
+
+    name: str
+    learnt: int  # parameters that the optimiser moves
+    kept: int  # parameters beside the student: target networks and critics
+    activations: int  # floats kept for a backward pass, at most
+    operations: float  # of all its updates
+
+
+def plan(config: RunConfig) -> str:
+    """Parameters, tokens, steps, memory by part and time of a run, as tables.
+
+    Memory is that of one process of `jobs`; weights, gradients and the two moments of Adam are exact, activations are
+    an estimate for the longest texts: 34 floats a token, layer and unit of width, and three times the logits. Time is
+    operations over what a probe of this machine does, which decoding and narrow models do not reach: at least that.
+
+    Source: of the 34, Korthikanti et al. (2022), arXiv:2205.05198, equation (2), attention not kept.
+    Raises: InputError: a model or a setting that cannot be used.
+    """
+    space = Workspace(config)
+    teacher = None if config.teacher == ABSENT else outline(configuration(config.teacher))
+    student = outline_of_student(config, teacher)
+    arms = [_arm(space, Cell(agent, 0, space.masses[0]), student) for agent in agents_of(config)]
+    frozen, speed = _count(teacher), probe()
+    runs = max(getattr(config, "seeds", 1), 1) * len(space.masses)
+    sizes = [["model", "from", "parameters", "layers", "width", "vocabulary"]]
+    sizes += [_size(*row) for row in (("teacher", config.teacher, teacher), ("student", config.student, student.model))]
+    lines = [["arm", *PARTS, "in all", "Tflop", "hours"]]
+    for arm in arms:
+        parts = [_count(student), arm.learnt, 2 * arm.learnt, arm.kept, arm.activations]
+        memory = [*parts, sum(parts) + frozen]
+        work = [f"{arm.operations * runs / 1e12:,.1f}", f"{arm.operations * runs / speed / 3600:,.2f}"]
+        lines.append([arm.name, *(f"{part * FLOAT32 / GIB:.3g}" for part in memory), *work])
+    free, tokens = free_memory(), config.episodes * runs * text_limit(config)
+    walking = 0.0 if teacher is None or config.store else of_reading(teacher, tokens)
+    said = [
+        f"{runs} runs of {config.updates:,} optimiser steps on {config.batch_size} episodes each, for every arm",
+        f"memory in GiB of a process, the teacher's {frozen * FLOAT32 / GIB:.3g} in each sum"
+        + ("" if free is None else f"; {free / GIB:.1f} are free here"),
+        f"the teacher walks at most {tokens:,} tokens, {walking / 1e12:,.1f} Tflop" if walking else "no teacher walks",
+        f"hours at the {speed / 1e9:,.0f} Gflop/s of a probe of this machine, one process: at least so many",
+        f"texts are taken for {text_limit(config)} tokens long (max_prompt_tokens, or {PROMPT}, and max_new_tokens)",
+    ]
+    return "\n\n".join([aligned(sizes, markdown=True), aligned(lines, markdown=True), "\n".join(said)])
+
+
+def agents_of(config: RunConfig) -> list[str]:
+    """The arms of a run."""
+    return list(getattr(config, "agents", ())) or [str(getattr(config, "agent", ""))]
+
+
+def text_limit(config: RunConfig) -> int:
+    """Tokens of the longest texts."""
+    return (config.max_prompt_tokens or PROMPT) + config.max_new_tokens
+
+
+def configuration(spec: str) -> Any:
+    """The configuration of a teacher or a student by name, directory or hub id.
+
+    Raises: InputError: there is none.
+    """
+    from transformers import AutoConfig
+
+    place = {"embedded": EMBEDDED, WARM_START_NAME: WARM_START}.get(spec, Path(spec))
+    if spec.startswith("table:"):
+        raise InputError(f"{spec!r} is a table of probabilities, which has no size to plan with; give a model")
+    try:
+        return AutoConfig.from_pretrained(str(place))
+    except (OSError, ValueError) as error:
+        why = " ".join(str(error).split())[:160]
+        raise InputError(f"no configuration can be read from {spec!r} ({why}); give a directory or a hub id") from error
+
+
+def outline_of_student(config: RunConfig, teacher: Any) -> Student:
+    """The student with shapes and no weights."""
+    if config.student not in SIZES:
+        return Student(outline(configuration(config.student)))
+    if teacher is None:
+        raise InputError(f"a student of size {config.student!r} has the teacher's vocabulary, and there is no teacher")
+    return Student(outline(size_config(config.student, None, teacher.get_output_embeddings().weight.shape[0])))
+
+
+def _arm(space: Workspace, cell: Cell, student: Student) -> Arm:
+    config, kind = space.config, learner_class(agent_of(cell.agent))
+    shape, width = student.model.config.get_text_config(), student.width
+    learnt, kept = _count(student), 0
+    if issubclass(kind, Agent):
+        settings = space.settings(cell.agent)
+        if "min_mass" in {field.name for field in fields(kind.Config)}:
+            settings = {"min_mass": cell.top_p, **settings}
+        agent = build_agent(config, cell, student.copy().requires_grad_(True), settings)
+        assert isinstance(agent, Agent)
+        moved = {id(value) for value in agent.trainables()}
+        learnt = sum(value.numel() for value in agent.trainables())
+        others = [module for module in agent.extras().values() if isinstance(module, torch.nn.Module)]
+        kept = sum(value.numel() for module in others for value in module.parameters() if id(value) not in moved)
+        kept += learnt - _count(student)  # critics are beside the student
+    at_once = config.micro_batch or config.batch_size
+    states = config.batch_size * config.max_new_tokens * student.vocab_size
+    activations = LAYER * at_once * text_limit(config) * shape.num_hidden_layers * width + 3 * states
+    tokens = config.updates * config.batch_size * text_limit(config)
+    return Arm(cell.agent, learnt, kept, activations, 3 * of_reading(student.model, tokens))
+
+
+def _size(name: str, spec: str, model: Any) -> list[str]:
+    if model is None:
+        return [name, spec, "", "", "", ""]
+    shape, rows = model.config.get_text_config(), model.get_output_embeddings().weight.shape[0]
+    own = (_count(model), shape.num_hidden_layers, shape.hidden_size, rows)
+    return [name, spec, *(f"{value:,}" for value in own)]
+
+
+def _count(model: Any) -> int:
+    return 0 if model is None else sum(value.numel() for value in model.parameters())
+
+
+def probe(seconds: float = 0.3) -> float:
+    """Operations a second of matrix products in float32, on the threads that are set."""
+    one = torch.ones(PROBE, PROBE)
+    begin, count = time.perf_counter(), 0
+    while time.perf_counter() - begin < seconds or not count:
+        one @ one
+        count += 1
+    return 2.0 * PROBE**3 * count / (time.perf_counter() - begin)
