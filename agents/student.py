@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from agents.adapters import merged
 from agents.episodes import Episodes
 from agents.errors import InputError
 from agents.leaves import Leaves, read_apart, read_packed, why_not_packed
@@ -216,7 +217,7 @@ class Student(nn.Module):
         """Write an ordinary Hugging Face directory (model, tokenizer, model card), the value head beside it."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(directory)
+        merged(self.model, keep=True).save_pretrained(directory)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(directory)
         head = {name: value.detach().cpu().contiguous() for name, value in self.value_head.state_dict().items()}

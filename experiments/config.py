@@ -72,6 +72,9 @@ class RunConfig:
     micro_batch: int = 0
     """Episodes that go through the student at a time; 0: all of a batch. The update is the same, for less memory and
     the time of one more forward; scores over the whole vocabulary, which kd and gkd ask for, are kept all the same."""
+    lora: int = 0
+    """Rank of low-rank adapters on every linear layer, which learn in place of the weights and are merged into them in
+    the end; 0: all weights learn. Needs the extra `lora`."""
     agent_config: tuple[str, ...] = ()
     """Settings of single agents, in all their arms, as in soft_q.lr=3e-4 or sb3:ppo.n_epochs=4."""
     head: str = "auto"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from agents import learner_class
+from agents.adapters import adapted
 from agents.base import Agent
 from agents.student import SIZES, Student, size_config
 from envs.errors import InputError
@@ -106,27 +108,35 @@ def configuration(spec: str) -> Any:
 def outline_of_student(config: RunConfig, teacher: Any) -> Student:
     """The student with shapes and no weights."""
     if config.student not in SIZES:
-        return Student(outline(configuration(config.student)))
+        return _adapted(config, Student(outline(configuration(config.student))))
     if teacher is None:
         raise InputError(f"a student of size {config.student!r} has the teacher's vocabulary, and there is no teacher")
-    return Student(outline(size_config(config.student, None, teacher.get_output_embeddings().weight.shape[0])))
+    rows = teacher.get_output_embeddings().weight.shape[0]
+    return _adapted(config, Student(outline(size_config(config.student, None, rows))))
+
+
+def _adapted(config: RunConfig, student: Student) -> Student:
+    if config.lora:
+        student.model = adapted(student.model, config.lora)
+    return student
 
 
 def _arm(space: Workspace, cell: Cell, student: Student) -> Arm:
     config, kind = space.config, learner_class(agent_of(cell.agent))
     shape, width = student.model.config.get_text_config(), student.width
-    learnt, kept = _count(student), 0
+    own = learnt = sum(value.numel() for value in student.parameters() if value.requires_grad)
+    kept = 0
     if issubclass(kind, Agent):
         settings = space.settings(cell.agent)
         if "min_mass" in {field.name for field in fields(kind.Config)}:
             settings = {"min_mass": cell.top_p, **settings}
-        agent = build_agent(config, cell, student.copy().requires_grad_(True), settings)
+        agent = build_agent(config, cell, copy.deepcopy(student), settings)
         assert isinstance(agent, Agent)
         moved = {id(value) for value in agent.trainables()}
         learnt = sum(value.numel() for value in agent.trainables())
         others = [module for module in agent.extras().values() if isinstance(module, torch.nn.Module)]
         kept = sum(value.numel() for module in others for value in module.parameters() if id(value) not in moved)
-        kept += learnt - _count(student)  # critics are beside the student
+        kept += learnt - own  # critics are beside the student
     at_once = config.micro_batch or config.batch_size
     states = config.batch_size * config.max_new_tokens * student.vocab_size
     activations = LAYER * at_once * text_limit(config) * shape.num_hidden_layers * width + 3 * states

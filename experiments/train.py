@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from agents import agent_class, learner_class
+from agents.adapters import merged
 from agents.base import Agent
 from agents.episodes import Episodes
 from agents.errors import DivergedError
@@ -63,6 +64,7 @@ def _run_cell(space: Workspace, cell: Cell, report: Report) -> dict[str, Any]:
         trainer = trainer_of(cell)(space, cell, settings, folder)
         training = trainer.run(report)
         student = trainer.student
+    student.model = merged(student.model)
     measures = {}
     if not cell.role:
         report("measuring on the test prompts", 0)

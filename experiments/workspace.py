@@ -27,21 +27,21 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from safetensors import SafetensorError
 
+from agents.adapters import adapted
 from agents.episodes import Episodes
 from agents.student import Student, build_student
 from agents.vocabulary import Head
-from envs.candidates import check_top_p
 from envs.errors import InputError
 from envs.prompts import Prompt, Splits, embedded_splits, load_prompts, split_prompts
-from envs.rewards import Sqil, make_reward
 from envs.sequences import context_limit_of
 from envs.teachers import WARM_START, Teacher, load_teacher
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.arms import agent_settings
-from experiments.collect import TEACHER_WALKS, collect
+from experiments.collect import collect
 from experiments.config import ABSENT, WARM_START_NAME, RunConfig, dump, read_yaml
 from experiments.evaluate import Exam, Rule, refuse_training_prompts, set_exam
-from experiments.references import TARGETS, replies_of
+from experiments.limits import check_limits
+from experiments.references import replies_of
 
 if TYPE_CHECKING:
     from experiments.store.shards import Stored
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 Report = Callable[[str, int], None]  # (what is going on, updates done since the last call)
 CONFIG = "config.yaml"
 COLLECT_ROWS = 64
-COUNTS = ("max_new_tokens", "episodes", "updates", "batch_size", "eval_prompts", "eval_every", "warm_start_rounds")
 FREE = set(
     "checkpoint_seconds threads json out micro_batch jobs agents seeds reference agent seed agent_config".split()
 )
@@ -85,7 +84,7 @@ class Workspace:
         self.config, self.out = config, Path(config.out)
         given = getattr(config, "top_p", ())
         self.masses: tuple[float, ...] = given if isinstance(given, tuple) else (given,)
-        _check(config, self.masses)
+        check_limits(config, self.masses)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -242,6 +241,8 @@ class Workspace:
         config = self.config
         student.head = Head(config.head, config.negatives, config.resting_rows)
         student.micro_batch = config.micro_batch
+        if config.lora:
+            student.model = adapted(student.model, config.lora)
         return student
 
     @property
@@ -346,35 +347,6 @@ def _digest(content: str | bytes) -> str:
 def cells_of(agents: Sequence[str], seeds: Sequence[int], masses: Sequence[float]) -> list[Cell]:
     """All cells of a matrix; whole seeds come first, so that an unfinished comparison compares."""
     return [Cell(agent, seed, top_p) for seed in seeds for top_p in masses for agent in agents]
-
-
-def _check(config: RunConfig, masses: Sequence[float]) -> None:
-    for top_p in masses:
-        check_top_p(top_p, config.max_candidates)
-    make_reward(config.reward, config.gamma)
-    Head(config.head, config.negatives, config.resting_rows)
-    if config.reward == Sqil.name:
-        raise InputError(f"reward {config.reward!r} tells the student's steps from the teacher's, who walks alone here")
-    if not masses or len(set(masses)) < len(masses):
-        raise InputError(f"top_p = {list(masses)} must name one mass or several different ones")
-    if config.teacher_walk not in TEACHER_WALKS:
-        raise InputError(f"teacher_walk = {config.teacher_walk!r} must be one of {', '.join(TEACHER_WALKS)}")
-    if config.targets not in TARGETS:
-        raise InputError(f"targets = {config.targets!r} must be one of {', '.join(TARGETS)}")
-    if config.targets == "references" and config.store is not None:
-        raise InputError("a store holds the teacher's replies; learn from references without --store")
-    for name in (*COUNTS, "jobs"):
-        value = getattr(config, name, 1)
-        if value < 1:
-            raise InputError(f"{name} = {value} is below 1")
-    free = {"seeds": "0 compares nothing", "trials": "0 searches nothing", "micro_batch": "0 takes whole batches"}
-    for name, nothing in free.items():
-        if (value := getattr(config, name, 0)) < 0:
-            raise InputError(f"{name} = {value} is below 0; {nothing}")
-    for name in ("threads", "max_prompt_tokens"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise InputError(f"{name} = {value} is below 1; leave it out for the default")
 
 
 def _check_folder(config: RunConfig, out: Path) -> None:

@@ -361,6 +361,19 @@ def test_one_agent_in_several_arms(tmp_path: Path) -> None:
     assert (config.out / "students" / "soft_q@gamma=0-seed0" / "config.json").is_file()
 
 
+def test_adapters_go_on_where_they_stopped_and_leave_plain_students(tmp_path: Path) -> None:
+    config = small(tmp_path, agents=("kd@on=set", "soft_q"), lora=2, warm_start="kd", warm_start_rounds=1)
+    compare(config)
+    first, other = (
+        load_file(config.out / "students" / f"{name}-seed0" / "model.safetensors") for name in config.agents
+    )
+    assert not [name for name in first if "lora" in name] and first.keys() == other.keys()
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+    assert torch.equal(first["model.embed_tokens.weight"], other["model.embed_tokens.weight"])  # that does not learn
+    with pytest.raises(InputError, match="lora = -1 is below 0; 0 learns all weights"):
+        compare(replace(config, lora=-1))
+
+
 def test_few_texts_at_a_time_and_resting_rows_learn_what_the_run_learns(tmp_path: Path) -> None:
     """Texts at a time change nothing; where all rows are in every batch, neither does it that others may rest."""
     config = small(tmp_path, agents=("kd@on=set",))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from agents.adapters import adapted
 from agents.student import Student
 from envs.errors import InputError
 from envs.hf_teacher import load_causal_lm
@@ -54,6 +55,14 @@ def test_sizes_are_those_of_the_models(config: CompareConfig, tmp_path: Path) ->
     assert "2 runs of 7 optimiser steps on 3 episodes each" in text
     assert f"the teacher walks at most {2 * 10 * 69:,} tokens" in text
     assert not config.out.exists()
+
+
+def test_adapters_alone_have_gradients_and_moments(config: CompareConfig) -> None:
+    own = Student(adapted(tiny_model("gpt2"), 2))
+    learnt = sum(value.numel() for value in own.parameters() if value.requires_grad)
+    gib = [float(cell) for cell in cells(plan(replace(config, lora=2)), "bc")[1:5]]
+    assert gib[1:] == pytest.approx([4 * learnt / 2**30, 8 * learnt / 2**30, 0], rel=0.01)
+    assert gib[0] > 3 * gib[1]
 
 
 def test_the_command_says_it_and_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,46 @@
+"""What the settings of a run may be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agents.vocabulary import Head
+from envs.candidates import check_top_p
+from envs.errors import InputError
+from envs.rewards import Sqil, make_reward
+from experiments.collect import TEACHER_WALKS
+from experiments.config import RunConfig
+from experiments.references import TARGETS
+
+COUNTS = ("max_new_tokens", "episodes", "updates", "batch_size", "eval_prompts", "eval_every", "warm_start_rounds")
+
+
+def check_limits(config: RunConfig, masses: Sequence[float]) -> None:
+    """Raises: InputError: a setting outside its limits; it names the value, the limit and the remedy."""
+    for top_p in masses:
+        check_top_p(top_p, config.max_candidates)
+    make_reward(config.reward, config.gamma)
+    Head(config.head, config.negatives, config.resting_rows)
+    if config.reward == Sqil.name:
+        raise InputError(f"reward {config.reward!r} tells the student's steps from the teacher's, who walks alone here")
+    if not masses or len(set(masses)) < len(masses):
+        raise InputError(f"top_p = {list(masses)} must name one mass or several different ones")
+    if config.teacher_walk not in TEACHER_WALKS:
+        raise InputError(f"teacher_walk = {config.teacher_walk!r} must be one of {', '.join(TEACHER_WALKS)}")
+    if config.targets not in TARGETS:
+        raise InputError(f"targets = {config.targets!r} must be one of {', '.join(TARGETS)}")
+    if config.targets == "references" and config.store is not None:
+        raise InputError("a store holds the teacher's replies; learn from references without --store")
+    for name in (*COUNTS, "jobs"):
+        value = getattr(config, name, 1)
+        if value < 1:
+            raise InputError(f"{name} = {value} is below 1")
+    free = {"seeds": "0 compares nothing", "trials": "0 searches nothing"}
+    free |= {"micro_batch": "0 takes whole batches", "lora": "0 learns all weights"}
+    for name, nothing in free.items():
+        if (value := getattr(config, name, 0)) < 0:
+            raise InputError(f"{name} = {value} is below 0; {nothing}")
+    for name in ("threads", "max_prompt_tokens"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name} = {value} is below 1; leave it out for the default")
