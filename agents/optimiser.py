@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ class RestingRows(torch.optim.AdamW):
     A row of an embedding or of a head has a gradient only if its token is in the batch. AdamW walks all rows all the
     same: their moments fade, and the momentum of an earlier batch moves them on for some updates. Here a row that is
     not in the batch keeps its weights and its moments; one that is takes the step that AdamW would take from them.
-    Bias corrections count updates, not touches. With every row in every batch the two are equal.
+    Bias corrections count updates, not touches. With every row in every batch the two are equal. After a step the rows
+    have no gradient.
 
     Source: Kingma and Ba (2015), arXiv:1412.6980, with the rows of `torch.optim.SparseAdam`, whose ε is not corrected.
     Args:
@@ -33,19 +35,16 @@ class RestingRows(torch.optim.AdamW):
             )
         super().__init__(parameters, lr=lr, weight_decay=0.0)
         self.rows = list(rows)
+        self.register_step_pre_hook(self._move_rows)
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]  # without a closure
-        """Move every parameter that has a gradient, vocabulary weights in the rows that have one."""
-        gradients = [weight.grad for weight in self.rows]
-        for weight, gradient in zip(self.rows, gradients, strict=True):
-            if gradient is not None:
-                gradient = gradient if gradient.is_sparse else gradient.to_sparse(1)
+    def _move_rows(self, *_: Any) -> None:
+        """Before every step: move the rows, and leave AdamW without their gradients, so that it passes them by."""
+        for weight in self.rows:
+            if weight.grad is not None:
+                gradient = weight.grad if weight.grad.is_sparse else weight.grad.to_sparse(1)
                 self._move(weight, gradient.coalesce())
-                weight.grad = None  # AdamW passes it by
-        super().step()
-        for weight, gradient in zip(self.rows, gradients, strict=True):
-            weight.grad = gradient
+                weight.grad = None
 
     def _move(self, weight: Tensor, gradient: Tensor) -> None:
         """One step of Adam on the rows of this gradient."""

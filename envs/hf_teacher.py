@@ -13,9 +13,11 @@ from torch import Tensor
 from envs.candidates import normalise
 from envs.decode import Decoder
 from envs.errors import InputError
-from envs.memory import check_fits
+from envs.memory import check_fits, outline
 from envs.sequences import context_limit_of, right_padded
 from envs.teachers import recipe_of, reload_teacher
+
+REMEDY = "give a directory saved by save_pretrained, or a hub id and a network"
 
 
 def load_causal_lm(source: str | Path) -> tuple[Any, Any]:
@@ -25,25 +27,39 @@ def load_causal_lm(source: str | Path) -> tuple[Any, Any]:
 
     Raises: InputError: nothing can be loaded, the model is an encoder-decoder, or it does not fit into memory.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    name = str(source)
-    remedy = "give a directory saved by save_pretrained, or a hub id and a network"
-    if name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
-        raise InputError(f"directory {name!r} does not exist; {remedy}")
+    name, config = str(source), load_config(source)
     try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no model can be loaded from {name!r} ({_first_line(error)}); {remedy}") from error
-    if config.is_encoder_decoder:
-        raise InputError(f"{name!r} is an encoder-decoder ({config.model_type}); a causal language model is needed")
+        empty = outline(config)
+    except ValueError as error:
+        raise InputError(f"no causal model in {name!r} ({_first_line(error)}); {REMEDY}") from error
+    check_fits(name, empty)
     try:
-        check_fits(name, config)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
         tokenizer = _load_tokenizer(name)
     except (OSError, ValueError) as error:
-        raise InputError(f"no causal model with tokenizer in {name!r} ({_first_line(error)}); {remedy}") from error
+        raise InputError(f"no causal model with tokenizer in {name!r} ({_first_line(error)}); {REMEDY}") from error
     return model.eval(), tokenizer
+
+
+def load_config(source: str | Path) -> Any:
+    """The configuration of a causal language model.
+
+    Raises: InputError: none can be read, or it is an encoder-decoder's.
+    """
+    from transformers import AutoConfig
+
+    name = str(source)
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
+        raise InputError(f"directory {name!r} does not exist; {REMEDY}")
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no model can be loaded from {name!r} ({_first_line(error)}); {REMEDY}") from error
+    if config.is_encoder_decoder:
+        raise InputError(f"{name!r} is an encoder-decoder ({config.model_type}); a causal language model is needed")
+    return config
 
 
 def eos_ids_of(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,23 @@ FLOAT32 = 4  # bytes
 
 def free_memory() -> int | None:
     """Bytes that this machine, or the control group that this process is in, has left; None where it does not say."""
-    found = []
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        lines = (line.split() for line in meminfo.read_text(encoding="ascii").splitlines())
-        found += [int(line[1]) * 1024 for line in lines if line[0] == "MemAvailable:"]
-    group = Path("/sys/fs/cgroup")
-    limit, used = ((group / name) for name in ("memory.max", "memory.current"))
-    if limit.is_file() and used.is_file() and (most := limit.read_text(encoding="ascii").strip()).isdigit():
-        found.append(int(most) - int(used.read_text(encoding="ascii")))
+    found, group = [], Path("/sys/fs/cgroup")
+    for key, size in _numbers(Path("/proc/meminfo")):
+        if key == "MemAvailable:":
+            found.append(size * 1024)
+    limit, used = (_numbers(group / name) for name in ("memory.max", "memory.current"))
+    if limit and used:  # "max" is no number; files that are cached are given back when they are needed
+        cached = dict(_numbers(group / "memory.stat")).get("inactive_file", 0)
+        found.append(limit[0][1] - used[0][1] + cached)
     return min(found) if found else None
+
+
+def _numbers(path: Path) -> list[tuple[str, int]]:
+    """The first number of every line, with the word before it; nothing of a file that is not there."""
+    if not path.is_file():
+        return []
+    found = re.findall(r"^(\S*?)\s*(\d+)\b", path.read_text(encoding="ascii"), re.MULTILINE)
+    return [(key, int(number)) for key, number in found]
 
 
 def outline(config: Any) -> Any:
@@ -35,13 +43,10 @@ def outline(config: Any) -> Any:
         return AutoModelForCausalLM.from_config(config)
 
 
-def check_fits(name: str, config: Any) -> None:
-    """Raises: InputError: the model's weights in float32 are more than the memory that is free."""
-    free = free_memory()
-    if free is None:
-        return
-    weights = sum(value.numel() for value in outline(config).parameters())
-    if weights * FLOAT32 > free:
+def check_fits(name: str, model: Any) -> None:
+    """Raises: InputError: the weights of an outline in float32 are more than the memory that is free."""
+    free, weights = free_memory(), sum(value.numel() for value in model.parameters())
+    if free is not None and weights * FLOAT32 > free:
         raise InputError(
             f"{name!r} has {weights:,} parameters, {weights * FLOAT32 / GIB:.1f} GiB in float32; {free / GIB:.1f} GiB "
             "of memory are free: take a smaller model, or a machine with more memory"

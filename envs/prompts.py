@@ -152,11 +152,10 @@ def _token_ids(item: Iterable[Any], number: int) -> list[int]:
 
 def _read(source: Path, skip_bad: bool, prompt_format: str) -> list[Prompt]:
     """Prompts of a file or a data set, record by record."""
-    make = format_named(prompt_format)
-    records: Iterable[tuple[int, Record | str]]
-    records = enumerate(rows(source), start=1) if is_dataset(source) else _lines(source)
+    make, listed = format_named(prompt_format), is_dataset(source)
     plain = prompt_format == "prompt" and source.suffix != ".jsonl"
-    unit, prompts = "row" if is_dataset(source) else "line", []
+    records: Iterable[tuple[int, Record | str]] = enumerate(rows(source), start=1) if listed else _lines(source)
+    unit, prompts = "row" if listed else "line", []
     for number, record in records:
         try:
             if isinstance(record, str):

@@ -17,7 +17,7 @@ HUB = re.compile(r"[\w.-]+/[\w.-]+")
 FILES = (".jsonl", ".json", ".txt", ".csv", ".md")
 
 TASK = "Below is an instruction that describes a task"
-REQUEST = "rite a response that appropriately completes the request."
+REQUEST = "Write a response that appropriately completes the request."
 """The words around an instruction that the data sets below are usually learnt with.
 
 Source: the prompt of Stanford Alpaca (2023), as in the code of MiniLLM (arXiv:2306.08543).
@@ -76,8 +76,9 @@ def selfinst(record: Record) -> Prompt:
 
 def vicuna(record: Record) -> Prompt:
     """Vicuna's questions: `text` (or the first of `turns`) and `category`; there are no references."""
-    turns = record.get("turns") or [record.get("text")]
-    return _instruction({"instruction": turns[0]}, "", [], "reference", record.get("category"), "text")
+    turns = record.get("turns")
+    text = turns[0] if isinstance(turns, list) and turns else record.get("text")
+    return _instruction({"instruction": text}, "", [], "reference", record.get("category"), "text")
 
 
 FORMATS: dict[str, Callable[[Record], Prompt]] = {
@@ -147,10 +148,10 @@ def _instruction(
     if not isinstance(task, str) or not task.strip() or not isinstance(context or "", str):
         raise InputError(f'"{name}" must be a text, and what comes with it too; it is {json.dumps(task)[:60]}')
     if context and context.strip():
-        words = f"{TASK}, paired with an input that provides further context. W{REQUEST}"
+        words = f"{TASK}, paired with an input that provides further context. {REQUEST}"
         text = f"{words}\n\n### Instruction:\n{task}\n\n### Input:\n{context}\n\n### Response:\n"
     else:
-        text = f"{TASK}.\nW{REQUEST}\n\n### Instruction:\n{task}\n\n### Response:\n"
+        text = f"{TASK}. {REQUEST}\n\n### Instruction:\n{task}\n\n### Response:\n"
     return Prompt(text, _replies(replies, reply), (category,) if isinstance(category, str) else ())
 
 

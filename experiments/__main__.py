@@ -98,13 +98,25 @@ def _parse(kind: type[Any], command: str, words: list[str]) -> Any:
         known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
         note = f" --preset NAME ({known}) or --config FILE.yaml sets the defaults; settings given here win. --dry-run "
         note += "says what the run will take, by the models' configurations alone, and ends."
+        if command == "distill":
+            note += " Presets are comparisons: their agents and seeds are left out, the rest is taken."
         for flag, place in (("--preset", PRESETS), ("--config", None)):
             if (name := _take(flag, words)) is not None:
-                path = Path(name) if place is None else place / f"{name}.yaml"
-                values |= read_yaml(path)
+                found = read_yaml(Path(name) if place is None else place / f"{name}.yaml")
+                values |= found if place is None else of_preset(kind, found)
     default = {"default": from_mapping(kind, values, "the settings file")} if values else {}
     about = (kind.__doc__ or "").strip() + note
     return tyro.cli(kind, prog=f"tdistill {command}", description=about, args=words, **default)
+
+
+def of_preset(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """What a run of this kind takes of a preset: all, but for what only a comparison has."""
+    from dataclasses import fields
+
+    from experiments.config import CompareConfig
+
+    apart = {field.name for field in fields(CompareConfig)} - {field.name for field in fields(kind)}
+    return {key: value for key, value in values.items() if key not in apart}
 
 
 def _take(flag: str, words: list[str]) -> str | None:

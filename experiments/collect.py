@@ -62,6 +62,8 @@ def collect(
     """
     who = (student, student_share, teacher_mix, teacher_walk)
     _check(env, count, *who)
+    if recited is not None and student_share > 0:
+        raise InputError(f"student_share = {student_share}, and replies are recited; one of the two")
     walk = _Walk(env, *who, torch.Generator().manual_seed(seed)) if recited is None else Recital(env, recited)
     observations, _ = env.reset(seed=seed)
     tape = Tape(env, count, version)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from agents.adapters import adapted
 from agents.base import Agent
 from agents.student import SIZES, Student, size_config
 from envs.errors import InputError
+from envs.hf_teacher import load_config
 from envs.memory import FLOAT32, GIB, free_memory, outline
 from envs.teachers import EMBEDDED, WARM_START
 from experiments.arms import agent_of
@@ -24,7 +24,7 @@ from experiments.flops import of_reading
 from experiments.report import aligned
 from experiments.workspace import Cell, Workspace
 
-LAYER = 34  # floats kept of a token and a unit of width in a layer, for the backward pass
+LAYER = 16  # numbers kept of a token and a unit of width in a layer, for the backward pass
 PROMPT = 256  # tokens of a prompt where no limit is given
 PARTS = ("weights", "gradients", "moments", "copies", "activations")
 PROBE = 1024  # rows of the matrices that are multiplied to see how fast this machine is
@@ -45,10 +45,12 @@ def plan(config: RunConfig) -> str:
     """Parameters, tokens, steps, memory by part and time of a run, as tables.
 
     Memory is that of one process of `jobs`; weights, gradients and the two moments of Adam are exact, activations are
-    an estimate for the longest texts: 34 floats a token, layer and unit of width, and three times the logits. Time is
+    an estimate for the longest texts: 16 numbers a token, layer and unit of width, and three times the logits. Time is
     operations over what a probe of this machine does, which decoding and narrow models do not reach: at least that.
+    Searches and warm starts come on top.
 
-    Source: of the 34, Korthikanti et al. (2022), arXiv:2205.05198, equation (2), attention not kept.
+    Source: of the 16, Korthikanti et al. (2022), arXiv:2205.05198, section 4.1: 34 bytes of half precision, 2 of them
+        dropout's masks, and attention's own matrices left out.
     Raises: InputError: a model or a setting that cannot be used.
     """
     space = Workspace(config)
@@ -72,10 +74,15 @@ def plan(config: RunConfig) -> str:
         f"memory in GiB of a process, the teacher's {frozen * FLOAT32 / GIB:.3g} in each sum"
         + ("" if free is None else f"; {free / GIB:.1f} are free here"),
         f"the teacher walks at most {tokens:,} tokens, {walking / 1e12:,.1f} Tflop" if walking else "no teacher walks",
+        *(["searches (trials) and warm starts come on top"] if _more(config) else []),
         f"hours at the {speed / 1e9:,.0f} Gflop/s of a probe of this machine, one process: at least so many",
         f"texts are taken for {text_limit(config)} tokens long (max_prompt_tokens, or {PROMPT}, and max_new_tokens)",
     ]
     return "\n\n".join([aligned(sizes, markdown=True), aligned(lines, markdown=True), "\n".join(said)])
+
+
+def _more(config: RunConfig) -> bool:
+    return bool(config.warm_start or getattr(config, "trials", 0))
 
 
 def agents_of(config: RunConfig) -> list[str]:
@@ -93,16 +100,9 @@ def configuration(spec: str) -> Any:
 
     Raises: InputError: there is none.
     """
-    from transformers import AutoConfig
-
-    place = {"embedded": EMBEDDED, WARM_START_NAME: WARM_START}.get(spec, Path(spec))
     if spec.startswith("table:"):
         raise InputError(f"{spec!r} is a table of probabilities, which has no size to plan with; give a model")
-    try:
-        return AutoConfig.from_pretrained(str(place))
-    except (OSError, ValueError) as error:
-        why = " ".join(str(error).split())[:160]
-        raise InputError(f"no configuration can be read from {spec!r} ({why}); give a directory or a hub id") from error
+    return load_config({"embedded": EMBEDDED, WARM_START_NAME: WARM_START}.get(spec, spec))
 
 
 def outline_of_student(config: RunConfig, teacher: Any) -> Student:

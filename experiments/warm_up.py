@@ -47,7 +47,7 @@ def _rounds(space: Workspace, seed: int, report: Report) -> dict[str, Any]:
             break
         values.append(reached)
         best = f"round-{number}"
-        student = space.load(folder / best)
+        student = space.load(folder / best, seed)
     return {"kept": best, "updates": updates, "seconds": seconds, MEASURE: values}
 
 

@@ -193,14 +193,14 @@ class Workspace:
         if self.config.warm_start:
             record = self.warm_start_record(seed)
             if kept := json.loads(record.read_text(encoding="utf-8"))["kept"]:
-                return self.load(record.parent / kept)
+                return self.load(record.parent / kept, seed)
         return self.seedling(seed)
 
-    def load(self, directory: Path) -> Student:
-        """A student that this run has saved."""
+    def load(self, directory: Path, seed: int = 0) -> Student:
+        """A student that this run has saved; `seed` is that of its adapters, if it is to learn by these."""
         student = Student.load(directory)
         student.tokenizer = student.tokenizer or getattr(self.teacher, "tokenizer", None)
-        return self._set_up(student)
+        return self._set_up(student, seed)
 
     def warm_start_record(self, seed: int) -> Path:
         """What the warm-up of a seed says when it is over; its students lie beside it."""
@@ -234,15 +234,15 @@ class Workspace:
             spec = str(WARM_START)
         tokenizer = getattr(teacher, "tokenizer", None)
         student = build_student(spec, tokenizer=tokenizer, vocab_size=teacher.vocab_size, seed=seed)
-        return self._set_up(student)
+        return self._set_up(student, seed)
 
-    def _set_up(self, student: Student) -> Student:
+    def _set_up(self, student: Student, seed: int) -> Student:
         """Tell a student how the run computes its scores."""
         config = self.config
         student.head = Head(config.head, config.negatives, config.resting_rows)
         student.micro_batch = config.micro_batch
         if config.lora:
-            student.model = adapted(student.model, config.lora)
+            student.model = adapted(student.model, config.lora, seed)
         return student
 
     @property

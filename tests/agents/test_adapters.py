@@ -44,6 +44,33 @@ def test_they_begin_as_the_model_learn_alone_and_are_merged(kind: str, tmp_path:
     torch.testing.assert_close(own.scores(episodes).log_policy, learnt, atol=1e-5, rtol=0)
 
 
+def test_they_go_on_as_if_they_had_not_stopped(tmp_path: Path) -> None:
+    episodes, agents = Episodes(**fields()).discounted(1.0), []
+    for _ in range(2):
+        own = Student(adapted(model("llama", WIDE), 2))
+        agents.append(make_agent("soft_q", own, total_updates=10, lr=0.05, warmup=0))
+    first, second = agents
+    first.update(episodes)
+    first.save(tmp_path)
+    second.load(tmp_path)
+    assert first.update(episodes) == second.update(episodes)
+    for mine, reference in zip(first.student.parameters(), second.student.parameters(), strict=True):
+        assert torch.equal(mine, reference)
+
+
+def test_what_is_drawn_follows_from_the_seed_alone() -> None:
+    found = []
+    for other, seed in enumerate((3, 3, 4)):
+        whole = model("llama", WIDE)
+        torch.manual_seed(other)
+        after = torch.rand(1)
+        torch.manual_seed(other)
+        own = adapted(whole, 1, seed)
+        assert torch.rand(1) == after  # nothing else is drawn otherwise
+        found.append(own.base_model.model.model.layers[0].self_attn.q_proj.lora_A["default"].weight)
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
 def test_the_product_by_hand() -> None:
     """One layer of one rank: W + 2 B A."""
     whole = model("llama", WIDE)

@@ -69,12 +69,28 @@ def test_no_forward_has_more_texts_and_no_text_is_padded_to_another_part(kind: s
     )
     loss = own.scores(batch()).value.sum()
     assert [shape[0] for shape in seen] == [2, 2, 1]
-    loss.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss)
     assert sorted(shape[0] for shape in seen) == [1, 1, 2, 2, 2, 2]
     seen.clear()
     with torch.no_grad():
         own.scores(batch())
     assert [shape[0] for shape in seen] == [2, 2, 1]
+
+
+def test_what_is_kept_for_the_backward_pass_is_less() -> None:
+    """Of the forward, only the scores and what the loss makes of them are kept; a part is read again when it is due."""
+    episodes, kept = batch(), []
+
+    def count(value: torch.Tensor) -> torch.Tensor:
+        kept[-1] += value.numel()
+        return value
+
+    for micro_batch in (0, 2):
+        agent = make_agent("soft_q", student(Head("all"), micro_batch), total_updates=10, gamma=0.5)
+        kept.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
+            agent.loss(episodes)
+    assert kept[1] < kept[0] / 5
 
 
 def test_resting_rows_learn_the_same_in_parts() -> None:

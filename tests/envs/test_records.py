@@ -27,7 +27,7 @@ def written(folder: Path, *records: Any) -> Path:
 def test_dolly_by_hand(tmp_path: Path) -> None:
     plain, context = load_prompts(written(tmp_path, DOLLY, WITH_INPUT), prompt_format="dolly")
     assert plain == Prompt(
-        "Below is an instruction that describes a task.\nWrite a response that appropriately completes the request.\n\n"
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nWhich is a fish?\n\n### Response:\n",
         ("The tope.",),
         ("classification",),
@@ -59,6 +59,7 @@ def test_self_instruct_and_vicuna_by_hand(tmp_path: Path) -> None:
         ("dolly", {"instruction": "x", "response": 3}, '"response" must be a list of strings, not 3'),
         ("selfinst", {"instruction": "x", "instances": []}, '"instances" must be a list of objects'),
         ("vicuna", {"question": "x"}, '"text" must be a text'),
+        ("vicuna", {"turns": "How?"}, '"text" must be a text'),
         ("prompt", {"text": "x"}, 'an object with a string under "prompt"'),
         ("prompt", ["x"], "each line must be a JSON object"),
     ],

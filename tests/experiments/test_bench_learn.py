@@ -173,7 +173,9 @@ def test_the_allocator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert allocator() == "MALLOC_TRIM_THRESHOLD_=1000"
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's parameters")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="freed memory is kept by glibc alone; elsewhere keep_memory says no"
+)
 def test_memory_is_kept() -> None:
     """Of 200 MB that were freed, most are still there; by default none would be."""
     code = """

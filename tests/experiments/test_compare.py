@@ -361,7 +361,7 @@ def test_one_agent_in_several_arms(tmp_path: Path) -> None:
     assert (config.out / "students" / "soft_q@gamma=0-seed0" / "config.json").is_file()
 
 
-def test_adapters_go_on_where_they_stopped_and_leave_plain_students(tmp_path: Path) -> None:
+def test_adapters_leave_plain_students(tmp_path: Path) -> None:
     config = small(tmp_path, agents=("kd@on=set", "soft_q"), lora=2, warm_start="kd", warm_start_rounds=1)
     compare(config)
     first, other = (

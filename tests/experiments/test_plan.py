@@ -20,7 +20,7 @@ from experiments.__main__ import main
 from experiments.compare import compare
 from experiments.config import PRESETS, CompareConfig, from_mapping, read_yaml
 from experiments.plan import plan
-from tests.envs.models import save_tiny, tiny_config, tiny_model, tiny_tokenizer
+from tests.envs.models import save_tiny, tiny_model, tiny_tokenizer
 
 REAL = {"paper-gpt2": ("gpt2", 50_257), "paper-opt": ("opt", 50_272), "paper-qwen": ("qwen2", 151_936)}
 
@@ -50,7 +50,7 @@ def test_sizes_are_those_of_the_models(config: CompareConfig, tmp_path: Path) ->
     assert float(cells(text, "soft_q")[4]) == pytest.approx(4 * own / 2**30, rel=0.01)  # a target network
     assert float(cells(text, "sac")[4]) == pytest.approx(16 * own / 2**30, rel=0.01)  # two critics with theirs
     assert float(cells(text, "sac")[2]) == pytest.approx(12 * own / 2**30, rel=0.01)  # gradients of both and its own
-    floats = 34 * 3 * 69 * 2 * 32 + 3 * 3 * 64 * 97
+    floats = 16 * 3 * 69 * 2 * 32 + 3 * 3 * 64 * 97
     assert gib[4] == pytest.approx(4 * floats / 2**30, rel=0.01)
     assert "2 runs of 7 optimiser steps on 3 episodes each" in text
     assert f"the teacher walks at most {2 * 10 * 69:,} tokens" in text
@@ -74,6 +74,15 @@ def test_the_command_says_it_and_runs_nothing(tmp_path: Path, capsys: pytest.Cap
     assert cells(capsys.readouterr().out, "student")[3:] == ["8", "512", "2,048"] and not out.exists()
 
 
+def test_one_run_takes_of_a_preset_what_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The paper's settings for one agent, local directories in the place of the hub's."""
+    models = [str(save_tiny("gpt2", tmp_path / name)) for name in ("teacher", "student")]
+    words = ["distill", "--preset", "paper-gpt2", "--teacher", models[0], "--student", models[1], "--dry-run"]
+    assert main([*words, "--agent", "bellman_distill", "--out", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    assert cells(printed, "bellman_distill") and "1 runs of 5,000 optimiser steps on 64 episodes each" in printed
+
+
 def test_without_a_teacher_none_is_counted(config: CompareConfig, tmp_path: Path) -> None:
     text = plan(replace(config, teacher="none", store=tmp_path))
     assert cells(text, "teacher")[2:] == [""] * 4 and "no teacher walks" in text
@@ -84,7 +93,7 @@ def test_without_a_teacher_none_is_counted(config: CompareConfig, tmp_path: Path
 def test_what_has_no_size_is_named(config: CompareConfig) -> None:
     with pytest.raises(InputError, match="'table:toy' is a table of probabilities"):
         plan(replace(config, teacher="table:toy"))
-    with pytest.raises(InputError, match="no configuration can be read from 'no-one/nothing'"):
+    with pytest.raises(InputError, match="no model can be loaded from 'no-one/nothing'"):
         plan(replace(config, student="no-one/nothing"))
 
 
@@ -93,13 +102,13 @@ def test_a_model_too_large_is_refused_before_it_is_loaded(tmp_path: Path, monkey
     weights = sum(value.numel() for value in tiny_model("llama").parameters())
     monkeypatch.setattr("envs.memory.free_memory", lambda: 4 * weights - 1)
     with pytest.raises(
-        InputError, match=rf"has {weights:,} parameters, 0\.0 GiB in float32; 0\.0 GiB of memory are free"
+        InputError, match=rf"^'{place}' has {weights:,} parameters, 0\.0 GiB in float32; 0\.0 GiB of memory are free"
     ):
         load_causal_lm(place)
     monkeypatch.setattr("envs.memory.free_memory", lambda: 4 * weights)
-    check_fits("it", tiny_config("llama"))
+    check_fits("it", tiny_model("llama"))
     monkeypatch.setattr("envs.memory.free_memory", lambda: None)
-    check_fits("it", tiny_config("llama"))
+    check_fits("it", tiny_model("llama"))
 
 
 def test_free_memory_is_a_number_of_bytes() -> None:
