@@ -15,6 +15,7 @@ from agents.episodes import Episodes
 from agents.errors import InputError
 from agents.student import Student
 from tests.agents.test_episodes import fields
+from tests.agents.test_optimiser import goes_on
 from tests.agents.test_student import model
 
 WIDE = 40
@@ -49,13 +50,7 @@ def test_they_go_on_as_if_they_had_not_stopped(tmp_path: Path) -> None:
     for _ in range(2):
         own = Student(adapted(model("llama", WIDE), 2))
         agents.append(make_agent("soft_q", own, total_updates=10, lr=0.05, warmup=0))
-    first, second = agents
-    first.update(episodes)
-    first.save(tmp_path)
-    second.load(tmp_path)
-    assert first.update(episodes) == second.update(episodes)
-    for mine, reference in zip(first.student.parameters(), second.student.parameters(), strict=True):
-        assert torch.equal(mine, reference)
+    goes_on(*agents, episodes, tmp_path)
 
 
 def test_what_is_drawn_follows_from_the_seed_alone() -> None:

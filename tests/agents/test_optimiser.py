@@ -112,16 +112,21 @@ def test_with_every_row_in_the_batch_a_student_learns_as_under_adamw(kind: str, 
         torch.testing.assert_close(mine, reference, atol=1e-7, rtol=1e-5)
 
 
+def goes_on(first: Any, second: Any, batch: Episodes, folder: Path) -> None:
+    """An agent that is loaded learns as the one that was saved would have."""
+    first.update(batch)
+    first.save(folder)
+    second.load(folder)
+    assert first.update(batch) == second.update(batch)
+    for mine, reference in zip(first.student.parameters(), second.student.parameters(), strict=True):
+        assert torch.equal(mine, reference)
+
+
 @pytest.mark.parametrize("name", ["soft_q", "sac"])
 def test_it_goes_on_as_if_it_had_not_stopped(name: str, tmp_path: Path) -> None:
     batch, head = Episodes(**fields()).discounted(1.0), Head("candidates", 8, resting=True)
     first, second = agent("llama", head, name), agent("llama", head, name)
-    first.update(batch)
-    first.save(tmp_path)
-    second.load(tmp_path)
-    assert first.update(batch) == second.update(batch)
-    for mine, reference in zip(first.student.parameters(), second.student.parameters(), strict=True):
-        assert torch.equal(mine, reference)
+    goes_on(first, second, batch, tmp_path)
 
 
 def test_an_input_embedding_of_another_kind_is_refused() -> None:
