@@ -42,12 +42,11 @@ class RestingRows(torch.optim.AdamW):
         """Before every step: move the rows, and leave AdamW without their gradients, so that it passes them by."""
         for weight in self.rows:
             if weight.grad is not None:
-                gradient = weight.grad if weight.grad.is_sparse else weight.grad.to_sparse(1)
-                self._move(weight, gradient.coalesce())
+                self._move(weight, *touched(weight.grad))
                 weight.grad = None
 
-    def _move(self, weight: Tensor, gradient: Tensor) -> None:
-        """One step of Adam on the rows of this gradient."""
+    def _move(self, weight: Tensor, rows: Tensor, values: Tensor) -> None:
+        """One step of Adam on these rows (R,), whose gradients are the values (R, D)."""
         (group,), state = self.param_groups, self.state[weight]
         beta1, beta2 = group["betas"]
         if not state:
@@ -55,11 +54,19 @@ class RestingRows(torch.optim.AdamW):
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
         state["step"] += 1
         first, second = (1 - beta ** float(state["step"]) for beta in (beta1, beta2))
-        rows, values = gradient.indices()[0], gradient.values()  # (R,), (R, D)
         mean = state["exp_avg"][rows].lerp_(values, 1 - beta1)
         square = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(values, values, value=1 - beta2)
         state["exp_avg"][rows], state["exp_avg_sq"][rows] = mean, square
         weight.index_add_(0, rows, mean / (square / second).sqrt_().add_(group["eps"]), alpha=-group["lr"] / first)
+
+
+def touched(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows (R,) of a gradient (V, D) that are not 0, and their values (R, D); of a sparse one, those it names."""
+    if gradient.is_sparse:
+        gradient = gradient.coalesce()
+        return gradient.indices()[0], gradient.values()
+    rows = (gradient != 0).any(1).nonzero()[:, 0]
+    return rows, gradient[rows]
 
 
 def optimiser_of(

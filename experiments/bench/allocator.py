@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import suppress
 
 TUNED = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 2**26)}
 """glibc's parameters (their numbers in malloc.h) and values that let a process keep what it has freed.
 
 By default large buffers are given back to the system and paged in anew at every step.
 """
+
+
+KEPT = "tuned"  # the name of an allocator after `keep_memory`
 
 
 def allocator() -> str:
@@ -25,3 +29,9 @@ def keep_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return all(mallopt(number, value) for number, value in TUNED.values())
+
+
+def trim() -> None:
+    """Give back to the system what is free, where the C library can."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

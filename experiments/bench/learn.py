@@ -22,7 +22,7 @@ from envs.errors import InputError
 from envs.hf_teacher import HFTeacher
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.bench import store
-from experiments.bench.allocator import allocator, keep_memory
+from experiments.bench.allocator import KEPT, allocator, keep_memory
 from experiments.bench.env import bench_teacher
 from experiments.bench.lockstep import ARMS, lockstep
 from experiments.bench.rows import LastPosition, step_in_parts, transitions
@@ -108,7 +108,7 @@ def run(config: BenchLearnConfig) -> list[Figure]:
             figures += part(config, teacher)
     if config.store_episodes and keep_memory():  # from here on, so it comes last
         for vocabulary in config.vocabularies:
-            figures += store_part(config, vocabulary, "tuned")
+            figures += store_part(config, vocabulary, KEPT)
     return figures
 
 

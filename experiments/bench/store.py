@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +25,9 @@ from envs.candidates import log_norm, top_p
 from envs.hf_teacher import HFTeacher
 from envs.sequences import right_padded
 from envs.vector_env import TopPTokenVectorEnv
+from experiments.bench.allocator import KEPT, trim
 from experiments.bench.env import Figure, bench_model, bench_teacher
-from experiments.bench.timing import race
+from experiments.bench.timing import Resident, race
 from experiments.collect import collect
 from experiments.store.fingerprint import fingerprint
 from experiments.store.shards import Manifest, Store, write_shard
@@ -58,7 +61,7 @@ def learning(config: BenchLearnConfig, vocabulary: int, allocator: str, bar: tqd
 
     Teacher 256 wide with six layers, student 128 with two, its head tied. Vocabulary rows that a batch does not touch
     rest in our arms (`--resting-rows`); `adamw` is `memory` with all rows walked. Memory is the rise of resident memory
-    above the models, in the order of the arms, the dearest last: what rose up to the store's arm counts as the store's.
+    above the models, of each arm in a process of its own, and is left out where this process was told to keep memory.
     """
     with setting_of(config, vocabulary) as setting:
         held = [setting.read(turn) for turn in range(BATCHES)]
@@ -80,11 +83,30 @@ def learning(config: BenchLearnConfig, vocabulary: int, allocator: str, bar: tqd
         "loading_over_memory": ("store", "memory"),
         "adamw_over_resting": ("memory", "adamw"),
     }
-    ours = sum(found.peaks[name] for name in ("trunk", "memory", "store"))  # what the first left, the last may use
-    memory = found.peaks["gkd"] / max(ours, 1.0)
-    peaks = [{"name": "peak_memory_mb", "arm": name, **where, "value": found.peaks[name]} for name in arms]
     named = [{"name": name, **where, **found.ratio(*pair)} for name, pair in ratios.items()]
-    return [*rates, *peaks, *named, {"name": "memory_ratio", **where, "value": memory}]
+    if allocator == KEPT:
+        return [*rates, *named]
+    rises = {name: rise(config, vocabulary, name) for name in ("store", "gkd")}
+    peaks = [{"name": "peak_memory_mb", "arm": name, **where, "value": value} for name, value in rises.items()]
+    return [*rates, *named, *peaks, {"name": "memory_ratio", **where, "value": rises["gkd"] / rises["store"]}]
+
+
+def rise(config: BenchLearnConfig, vocabulary: int, name: str) -> float:
+    """Megabytes that resident memory rises by, above the models, in two updates of an arm in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_rise, config, vocabulary, name).result()
+
+
+def _rise(config: BenchLearnConfig, vocabulary: int, name: str) -> float:
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    with setting_of(config, vocabulary) as setting:
+        held = [setting.read(turn) for turn in range(BATCHES)]
+        run = gkd_arm(setting, held) if name == "gkd" else arm(setting, setting.read)
+        trim()  # what drawing the store has left behind is not to be used again unseen
+        with Resident() as memory:
+            run(0)
+            run(1)
+    return memory.rise
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor
 from agents import make_agent
 from agents.episodes import Episodes
 from agents.errors import InputError
-from agents.optimiser import RestingRows, clip_gradients, optimiser_of
+from agents.optimiser import RestingRows, clip_gradients, optimiser_of, touched
 from agents.student import Student
 from agents.vocabulary import Head, part_of
 from tests.agents.test_episodes import fields
@@ -42,6 +42,20 @@ def test_steps_by_hand() -> None:
     weight.grad = by_rows([1], [[1.0]], 3)
     optimiser.step()
     assert weight[0] == kept[0] and weight[2] == kept[2] and weight[1] != kept[1]
+
+
+def test_a_dense_gradient_touches_the_rows_that_are_not_0() -> None:
+    gradient = torch.tensor([[0.0, 2.0], [0.0, 0.0], [3.0, -1.0]])
+    rows, values = touched(gradient)
+    assert rows.tolist() == [0, 2] and values.tolist() == [[0, 2], [3, -1]]
+    rows, values = touched(by_rows([2, 0, 2], [[1.0, 1.0], [0.0, 2.0], [2.0, -2.0]], 3))
+    assert rows.tolist() == [0, 2] and values.tolist() == [[0, 2], [3, -1]]
+    weights = torch.zeros(3, 2), torch.zeros(3, 2)
+    for weight, own in zip(weights, (gradient, gradient.to_sparse(1)), strict=True):
+        optimiser = RestingRows([weight], [weight], 0.1, 0.0)
+        weight.grad = own
+        optimiser.step()
+    assert torch.equal(*weights) and weights[0][1].eq(0).all() and weights[0][2].ne(0).all()
 
 
 def test_with_every_row_touched_it_is_adamw() -> None:

@@ -69,17 +69,16 @@ def test_bench_learn_prints_a_table_and_writes_every_figure(
     ]
     names = [
         *(("tokens_per_second", arm) for arm in ("trunk", "memory", "store", "live", "adamw", "gkd")),
-        *(("peak_memory_mb", arm) for arm in ("trunk", "memory", "store", "live", "adamw", "gkd")),
-        ("gkd_over_store", None),
-        ("step_over_trunk", None),
-        ("live_over_store", None),
-        ("loading_over_memory", None),
+        *((name, None) for name in ("gkd_over_store", "step_over_trunk", "live_over_store", "loading_over_memory")),
         ("adamw_over_resting", None),
-        ("memory_ratio", None),
     ]
+    peaks = [("peak_memory_mb", "store"), ("peak_memory_mb", "gkd"), ("memory_ratio", None)]
     assert [(figure["name"], figure.get("arm"), figure["allocator"]) for figure in stored] == [
-        (*name, allocator) for allocator in ("default", "tuned") for name in names
+        *((*name, "default") for name in [*names, *peaks]),
+        *((*name, "tuned") for name in names),
     ]
+    ours, theirs, ratio = (figure["value"] for figure in stored[len(names) : len(names) + 3])
+    assert ours > 0 and theirs > 0 and ratio == theirs / ours
     assert figures[9]["V"] == 300 and figures[9]["N"] == 2 and 0 < figures[9]["low"] <= figures[9]["high"]
     for figure in figures[:6]:
         assert figure["V"] == 300 and figure["student"] == "tiny" and figure["value"] > 0
