@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from agents import parallel
 from agents.episodes import Episodes
 from agents.errors import DivergedError, InputError
 from agents.optimiser import clip_gradients, optimiser_of
@@ -203,6 +204,7 @@ class Agent(ABC, Generic[C]):
         self.optimiser.zero_grad(set_to_none=True)
         if loss.requires_grad:
             torch.autograd.backward(loss)
+        parallel.average_gradients(self.trainables())
         norm = clip_gradients(self.trainables(), self.config.clip)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise DivergedError(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
-from agents import objectives
+from agents import objectives, parallel
 from agents.episodes import PAD_LOGP, Episodes, padded
 from agents.leaves import Leaves, Places
 from agents.softmax import picked
@@ -30,13 +30,32 @@ class Scores:
     def concatenate(parts: Sequence[Scores]) -> Scores:
         """Those of all episodes in order, padded to the largest T and K among them."""
         joined: dict[str, Tensor] = {}
-        for field in fields(Scores):
-            values = [value for part in parts if (value := getattr(part, field.name)) is not None]
-            if values:
-                shape = [max(value.shape[axis] for value in values) for axis in range(1, values[0].dim())]
-                fill = PAD_LOGP if field.name == "log_policy" else 0.0
-                joined[field.name] = torch.cat([padded(value, shape, fill) for value in values])
+        for name in parts[0].fields():
+            values = [part.fields()[name] for part in parts]
+            shape = [max(value.shape[axis] for value in values) for axis in range(1, values[0].dim())]
+            joined[name] = torch.cat([padded(value, shape, _fill(name)) for value in values])
         return Scores(**joined)
+
+    def gathered(self, episodes: Episodes) -> Scores:
+        """Those of all these episodes, of which every process has scored its `parallel.share`."""
+        steps, candidates = episodes.ids.shape[1:]
+        shapes = {
+            name: [steps - (name == "logp_taken"), *([candidates] if name == "log_policy" else value.shape[2:])]
+            for name, value in self.fields().items()
+        }
+        flat = [padded(value, shapes[name], _fill(name)).flatten(1) for name, value in self.fields().items()]
+        whole = parallel.gathered(torch.cat(flat, 1), len(episodes))
+        parts = torch.split(whole, [part.shape[1] for part in flat], 1)
+        return Scores(**{name: part.reshape(-1, *shapes[name]) for name, part in zip(shapes, parts, strict=True)})
+
+    def fields(self) -> dict[str, Tensor]:
+        """Every tensor by name, absent ones left out."""
+        pairs = ((field.name, getattr(self, field.name)) for field in fields(Scores))
+        return {name: value for name, value in pairs if value is not None}
+
+
+def _fill(name: str) -> float:
+    return PAD_LOGP if name == "log_policy" else 0.0
 
 
 class Scorer(Protocol):

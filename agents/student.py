@@ -13,6 +13,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from agents import parallel
 from agents.adapters import merged
 from agents.episodes import Episodes
 from agents.errors import InputError
@@ -37,6 +39,7 @@ class Student(nn.Module):
     def __init__(self, model: Any, tokenizer: Any = None, head: Head | None = None) -> None:
         super().__init__()
         self.head = head or Head()
+        self.precision = torch.float32  # of the products in its forwards; its weights stay as they are
         self.micro_batch = 0  # texts that are scored at a time; 0: all
         self.head_rows = 0  # logits of a state that the last scores took
         if getattr(model.config, "is_encoder_decoder", False):
@@ -114,12 +117,15 @@ class Student(nn.Module):
 
         layer = self.model.get_output_embeddings()
         hooks = [layer.register_forward_pre_hook(keep_states), layer.register_forward_hook(some_rows)]
+        half = torch.autocast(tokens.device.type, self.precision, enabled=self.precision != torch.float32)
         try:
-            logits = self.model(input_ids=tokens, use_cache=False, **attention).logits.squeeze(0)  # (N, V); a view
+            with half:
+                logits = self.model(input_ids=tokens, use_cache=False, **attention).logits.squeeze(0)  # (N, V); a view
         finally:
             for hook in hooks:
                 hook.remove()
-        return logits, hidden[0]
+        kind = self.value_head.weight.dtype
+        return logits.to(kind), hidden[0].to(kind)
 
     def scores(self, episodes: Episodes, full: bool = False) -> Scores:
         """Score every state of these episodes; `full` adds the log-softmax over the whole vocabulary.
@@ -128,21 +134,27 @@ class Student(nn.Module):
         With a `micro_batch`, so many texts at a time go forward, and forward again and backward when gradients are
         asked for: the loss sees the scores of all episodes as ever, so that an update is the same, for the memory of a
         few texts and the time of one more forward.
+        With several processes each scores its share, and all get what all have scored (see `agents.parallel`); a batch
+        of fewer episodes than processes is scored by every one.
         """
         part = None if full else self.head.part(episodes, self.model.get_output_embeddings())
         self.head_rows = part.width if part else self.vocab_size
-        rows = torch.split(torch.arange(len(episodes)), self.micro_batch or len(episodes))
-        if len(rows) == 1:
+        shared = 1 < parallel.size() <= len(episodes)
+        own = parallel.share(len(episodes)) if shared else torch.arange(len(episodes))
+        rows = torch.split(own, self.micro_batch or len(own))
+        if len(rows) == 1 and not shared:
             return self._scores(episodes, full, part)
         found, bare = [], replace(episodes, teacher_logp=None)
         for some in rows:
             few = bare.select(some)
-            own = part.select(some, *few.ids.shape[1:]) if part else None
-            if torch.is_grad_enabled():
-                found.append(checkpoint(self._scores, few, full, own, use_reentrant=False, preserve_rng_state=False))
+            columns = part.select(some, *few.ids.shape[1:]) if part else None
+            if len(rows) > 1 and torch.is_grad_enabled():
+                read = partial(checkpoint, self._scores, use_reentrant=False, preserve_rng_state=False)
+                found.append(read(few, full, columns))
             else:
-                found.append(self._scores(few, full, own))
-        return Scores.concatenate(found)
+                found.append(self._scores(few, full, columns))
+        whole = Scores.concatenate(found)
+        return whole.gathered(episodes) if shared else whole
 
     def _scores(self, episodes: Episodes, full: bool, part: Part | None) -> Scores:
         packed = pack(episodes)
@@ -164,7 +176,9 @@ class Student(nn.Module):
             full: add the log-softmax over the whole vocabulary.
         """
         if self._packs_leaves is None:
+            precision, self.precision = self.precision, torch.float32  # half of it would hide the gap looked for
             why = why_not_packed(self._read, self.model.config.get_text_config(), self.model.device)
+            self.precision = precision
             self._packs_leaves = not why
             if why:
                 warnings.warn(f"{type(self.model).__name__}: {why}; leaves are read one by one, slower", stacklevel=2)
@@ -225,16 +239,13 @@ class Student(nn.Module):
         (directory / "README.md").write_text(model_card(self, card or {}), encoding="utf-8")
 
     @classmethod
-    def load(cls, directory: str | Path) -> Self:
-        """Read any causal-LM directory; a missing value head starts at 0."""
-        from transformers import AutoModelForCausalLM
-
+    def load(cls, directory: str | Path, **options: Any) -> Self:
+        """Read any causal-LM directory; a missing value head starts at 0. `options` are those of `read_model`."""
         directory = Path(directory)
         if not (directory / "config.json").is_file():
             raise InputError(f"no student in {directory}: it holds no config.json")
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
         named = (directory / "tokenizer_config.json").is_file()
-        student = cls(model, load_tokenizer(str(directory)) if named else None)
+        student = cls(read_model(str(directory), **options), load_tokenizer(str(directory)) if named else None)
         if (directory / VALUE_HEAD).is_file():
             student.value_head.load_state_dict(load_file(directory / VALUE_HEAD))
         return student
@@ -244,20 +255,21 @@ SIZES = {"tiny": (64, 2, 4), "small": (128, 3, 4), "medium": (192, 4, 6), "base"
 """Name -> width, layers and attention heads of a Llama on the teacher's tokenizer."""
 
 
-def build_student(spec: str | Path, *, tokenizer: Any, vocab_size: int, seed: int = 0) -> Student:
+def build_student(spec: str | Path, *, tokenizer: Any, vocab_size: int, seed: int = 0, **options: Any) -> Student:
     """A student from a directory, a hub id, or a size name (random weights from `seed`, on the teacher's tokenizer).
 
     Args:
         tokenizer:  the teacher's; None where texts are token ids.
         vocab_size: width of the teacher's softmax.
+        options:    those of `read_model`, for a directory or a hub id.
     Raises: InputError: no such student, an encoder-decoder, or a tokenizer that is not the teacher's.
     """
     if isinstance(spec, str) and spec in SIZES:
         return Student(_random(size_config(spec, tokenizer, vocab_size), seed), tokenizer)
     if Path(spec).is_dir():
-        student = Student.load(spec)
+        student = Student.load(spec, **options)
     elif isinstance(spec, str) and "/" in spec and not spec.startswith((".", "/", "~")):
-        student = _from_hub(spec)
+        student = Student(read_model(spec, **options), load_tokenizer(spec))
     else:
         near = difflib.get_close_matches(str(spec), SIZES, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -299,13 +311,22 @@ def _random(config: Any, seed: int) -> Any:
         return LlamaForCausalLM(config)
 
 
-def _from_hub(spec: str) -> Student:
+def read_model(spec: str, attn_implementation: str | None = None, trust_remote_code: bool = False) -> Any:
+    """A causal LM in float32 from a directory or the hub.
+
+    Args:
+        attn_implementation: as transformers names them; None: its own choice.
+        trust_remote_code: run the code that comes with it.
+    Raises: InputError: nothing can be loaded.
+    """
     from transformers import AutoModelForCausalLM
 
+    kind = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(spec, dtype=torch.float32)
-        return Student(model, load_tokenizer(spec))
-    except (OSError, ValueError) as error:
+        return AutoModelForCausalLM.from_pretrained(
+            spec, dtype=torch.float32, trust_remote_code=trust_remote_code, **kind
+        )
+    except (OSError, ValueError, ImportError) as error:
         raise InputError(f"student {spec!r} is neither a directory nor a causal LM on the hub: {error}") from error
 
 

@@ -15,35 +15,37 @@ from envs.decode import Decoder
 from envs.errors import InputError
 from envs.memory import check_fits, outline
 from envs.sequences import context_limit_of, right_padded
-from envs.teachers import recipe_of, reload_teacher
+from envs.teachers import Loading, load_teacher, recipe_of
 
 REMEDY = "give a directory saved by save_pretrained, or a hub id and a network"
 
 
-def load_causal_lm(source: str | Path) -> tuple[Any, Any]:
-    """Model and tokenizer from a directory or a hub id; in evaluation mode, float32, on the CPU.
-
-    A half-precision checkpoint is widened: half precision on a CPU is slow and its softmax is coarse.
+def load_causal_lm(source: str | Path, loading: Loading | None = None) -> tuple[Any, Any]:
+    """Model and tokenizer from a directory or a hub id; in evaluation mode, and float32 on the CPU if not told.
 
     Raises: InputError: nothing can be loaded, the model is an encoder-decoder, or it does not fit into memory.
     """
     from transformers import AutoModelForCausalLM
 
-    name, config = str(source), load_config(source)
+    loading = loading or Loading()
+    name, trust = str(source), loading.trust_remote_code
+    config, dtype = load_config(source, trust), getattr(torch, loading.dtype)
     try:
-        empty = outline(config)
+        empty = outline(config, trust)
     except ValueError as error:
         raise InputError(f"no causal model in {name!r} ({_first_line(error)}); {REMEDY}") from error
-    check_fits(name, empty)
+    if loading.device == "cpu":
+        check_fits(name, empty, dtype.itemsize)
+    kind = {"attn_implementation": loading.attn_implementation} if loading.attn_implementation else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-        tokenizer = _load_tokenizer(name)
-    except (OSError, ValueError) as error:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust, **kind)
+        tokenizer = _load_tokenizer(name, trust)
+    except (OSError, ValueError, ImportError) as error:
         raise InputError(f"no causal model with tokenizer in {name!r} ({_first_line(error)}); {REMEDY}") from error
-    return model.eval(), tokenizer
+    return model.to(loading.device).eval(), tokenizer
 
 
-def load_config(source: str | Path) -> Any:
+def load_config(source: str | Path, trust_remote_code: bool = False) -> Any:
     """The configuration of a causal language model.
 
     Raises: InputError: none can be read, or it is an encoder-decoder's.
@@ -54,8 +56,13 @@ def load_config(source: str | Path) -> Any:
     if name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
         raise InputError(f"directory {name!r} does not exist; {REMEDY}")
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"{name!r} comes with code of its own, which is not run unless asked for; read it, and give "
+                "--trust-remote-code"
+            ) from error
         raise InputError(f"no model can be loaded from {name!r} ({_first_line(error)}); {REMEDY}") from error
     if config.is_encoder_decoder:
         raise InputError(f"{name!r} is an encoder-decoder ({config.model_type}); a causal language model is needed")
@@ -116,7 +123,7 @@ class HFTeacher:
                 f"teacher {self.name!r} was given as an object, which does not go to another process; "
                 "save it with save_pretrained and give the directory"
             )
-        return reload_teacher, recipe
+        return load_teacher, recipe
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a prompt.
@@ -155,14 +162,16 @@ def encoded(tokenizer: Any, text: str, chat_template: bool) -> list[int]:
     return ids
 
 
-def _load_tokenizer(name: str) -> Any:
+def _load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     """The tokenizer, of the class its own files name: AutoTokenizer prefers the architecture's usual class, which reads
     a generic `tokenizer.json` beside, say, a Qwen2 model as an empty vocabulary."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     generic = get_tokenizer_config(name).get("tokenizer_class") in {"TokenizersBackend", "PreTrainedTokenizerFast"}
-    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(name)
+    if generic:
+        return PreTrainedTokenizerFast.from_pretrained(name)
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
 
 
 def _first_line(error: Exception) -> str:

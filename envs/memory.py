@@ -12,6 +12,7 @@ from envs.errors import InputError
 
 GIB = 2**30
 FLOAT32 = 4  # bytes
+NAMES = {2: "half precision", FLOAT32: "float32"}
 
 
 def free_memory() -> int | None:
@@ -35,19 +36,19 @@ def _numbers(path: Path) -> list[tuple[str, int]]:
     return [(key, int(number)) for key, number in found]
 
 
-def outline(config: Any) -> Any:
+def outline(config: Any, trust_remote_code: bool = False) -> Any:
     """The model of this configuration with shapes and no weights."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
-def check_fits(name: str, model: Any) -> None:
-    """Raises: InputError: the weights of an outline in float32 are more than the memory that is free."""
+def check_fits(name: str, model: Any, size: int = FLOAT32) -> None:
+    """Raises: InputError: the weights of an outline, of `size` bytes each, are more than the memory that is free."""
     free, weights = free_memory(), sum(value.numel() for value in model.parameters())
-    if free is not None and weights * FLOAT32 > free:
+    if free is not None and weights * size > free:
         raise InputError(
-            f"{name!r} has {weights:,} parameters, {weights * FLOAT32 / GIB:.1f} GiB in float32; {free / GIB:.1f} GiB "
-            "of memory are free: take a smaller model, or a machine with more memory"
+            f"{name!r} has {weights:,} parameters, {weights * size / GIB:.1f} GiB in {NAMES[size]}; {free / GIB:.1f} "
+            "GiB of memory are free: take a smaller model, or a machine with more memory"
         )

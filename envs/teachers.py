@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from envs.errors import InputError
@@ -16,7 +18,50 @@ DATA = Path(__file__).parent / "data"
 EMBEDDED = DATA / "teacher"
 WARM_START = DATA / "student"
 
-_loaded: dict[tuple[str, bool], Teacher] = {}  # by name or resolved directory, and with a chat template or without
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model is read from a directory or the hub.
+
+    Raises: InputError: a type of number that is not among `DTYPES`, or a device that is not there.
+    """
+
+    dtype: str = "float32"
+    """Of its weights; half precision is coarser, and slow on a CPU."""
+    device: str = "cpu"
+    """"cpu", "cuda" or "cuda:N"."""
+    attn_implementation: str | None = None
+    """As transformers names them: eager, sdpa, flash_attention_2, …; none: its own choice."""
+    trust_remote_code: bool = False
+    """Run the model code that comes with a directory or from the hub."""
+    chat_template: bool = False
+    """Wrap each prompt as a user's turn of the tokenizer's chat template."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype {self.dtype!r} must be one of {', '.join(DTYPES)}")
+        check_device(self.device)
+
+
+def check_device(name: str) -> None:
+    """Raises: InputError: no device of this name is here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f'device {name!r} is none; give "cpu", "cuda" or "cuda:N"') from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f'device {name!r} must be "cpu", "cuda" or "cuda:N"')
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise InputError(
+            f"device {name!r} was asked for, torch {torch.__version__} sees {count} CUDA devices; give --device cpu, "
+            "or install the CUDA build of torch on a machine with one"
+        )
+
+
+_loaded: dict[tuple[str, Loading], Teacher] = {}  # by name or resolved directory, and how it was loaded
 
 
 @runtime_checkable
@@ -39,18 +84,21 @@ class Teacher(Protocol):
         ...
 
 
-def load_teacher(spec: str | Path | Teacher | tuple[Any, Any], *, chat_template: bool = False) -> Teacher:
+def load_teacher(
+    spec: str | Path | Teacher | tuple[Any, Any], loading: Loading | None = None, *, chat_template: bool = False
+) -> Teacher:
     """A teacher from `"embedded"`, `"table:NAME"`, a directory, a hub id, a `Teacher` or `(model, tokenizer)`.
 
-    The same name gives the same object. `(model, tokenizer)` is wrapped anew each time. With `chat_template` prompts
-    are wrapped as a user's turn.
+    The same name, loaded the same way, gives the same object. `(model, tokenizer)` is wrapped anew each time, its
+    weights as they are.
 
     Raises: InputError: an unknown name, or a model that cannot be loaded.
     """
+    loading = loading or Loading(chat_template=chat_template)
     if isinstance(spec, tuple):
         from envs.hf_teacher import HFTeacher
 
-        return HFTeacher(*spec, chat_template=chat_template)
+        return HFTeacher(*spec, chat_template=loading.chat_template)
     if not isinstance(spec, (str, Path)):
         if isinstance(spec, Teacher):
             return spec
@@ -58,13 +106,13 @@ def load_teacher(spec: str | Path | Teacher | tuple[Any, Any], *, chat_template:
             f"{type(spec).__name__} is no teacher; give a name, a directory, a Teacher or (model, tokenizer)"
         )
     name = str(spec)
-    key = str(Path(name).resolve()) if Path(name).is_dir() else name, chat_template
+    key = str(Path(name).resolve()) if Path(name).is_dir() else name, loading
     if key not in _loaded:
-        _loaded[key] = _load(name, chat_template)
+        _loaded[key] = _load(name, loading)
     return _loaded[key]
 
 
-def _load(name: str, chat_template: bool) -> Teacher:
+def _load(name: str, loading: Loading) -> Teacher:
     from envs.table_teacher import TABLES
 
     if name.startswith("table:"):
@@ -75,22 +123,17 @@ def _load(name: str, chat_template: bool) -> Teacher:
     from envs.hf_teacher import HFTeacher, load_causal_lm
 
     if name == "embedded":
-        return HFTeacher(*load_causal_lm(EMBEDDED), name=name, chat_template=chat_template)
+        return HFTeacher(*load_causal_lm(EMBEDDED, loading), name=name, chat_template=loading.chat_template)
     if not Path(name).is_dir() and (
         close := difflib.get_close_matches(name, ["embedded", *(f"table:{t}" for t in TABLES)])
     ):
         raise InputError(f"teacher {name!r} is neither a directory nor a known name; did you mean {close[0]!r}?")
-    return HFTeacher(*load_causal_lm(name), name=name, chat_template=chat_template)
+    return HFTeacher(*load_causal_lm(name, loading), name=name, chat_template=loading.chat_template)
 
 
-def recipe_of(teacher: Teacher) -> tuple[str, bool] | None:
-    """The name or directory, and whether with a chat template, under which `load_teacher` gave this very object."""
+def recipe_of(teacher: Teacher) -> tuple[str, Loading] | None:
+    """What `load_teacher` was told when it gave this very object."""
     return next((key for key, loaded in _loaded.items() if loaded is teacher), None)
-
-
-def reload_teacher(name: str, chat_template: bool) -> Teacher:
-    """What a pickled teacher of `recipe_of` comes back as."""
-    return load_teacher(name, chat_template=chat_template)
 
 
 def nearest(name: str, known: Sequence[str] | dict[str, Any]) -> str:

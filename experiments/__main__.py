@@ -152,7 +152,7 @@ def _print_figures(figures: dict[str, float]) -> None:
 
 def _runs(kind_name: str, command: str) -> Callable[[list[str]], None]:
     def run(words: list[str]) -> None:
-        from experiments import compare, config, jobs, paired, report
+        from experiments import compare, config, jobs, launch, paired, report
 
         dry = "--dry-run" in words
         settings = _parse(getattr(config, kind_name), command, [word for word in words if word != "--dry-run"])
@@ -163,7 +163,8 @@ def _runs(kind_name: str, command: str) -> Callable[[list[str]], None]:
             return
         failed = None
         try:
-            rows = getattr(compare, command)(settings)
+            with launch.joined():
+                rows = getattr(compare, command)(settings)
         except jobs.FailedCells as error:
             rows, failed = error.rows, error
         if getattr(settings, "trials", 0) and (rows or not failed):

@@ -12,7 +12,8 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 from tqdm import tqdm
 
-from agents.episodes import Episodes
+from agents import parallel
+from agents.episodes import Episodes, padded
 from envs.decode import Decoder
 from envs.errors import InputError
 from envs.teachers import Teacher
@@ -195,13 +196,23 @@ def attach(batch: Episodes, teacher: Teacher, needs: Collection[str]) -> Episode
         raise InputError(f"nothing attaches {', '.join(sorted(unknown))}; known is teacher_logits")
     if not needs:
         return batch
+    shared = 1 < parallel.size() <= len(batch)
+    own = batch.select(parallel.share(len(batch))) if shared else batch
+    logp = _read(own, teacher)
+    if shared:
+        logp = parallel.gathered(padded(logp, [batch.slots.shape[1], logp.shape[2]], 0.0), len(batch))
+    return replace(batch, teacher_logp=logp)
+
+
+def _read(batch: Episodes, teacher: Teacher) -> Tensor:
+    """The teacher's log-probabilities along these episodes.  # (B, T, V)"""
     ends = (batch.prompt_length + batch.length).tolist()
     texts = [row[:end].tolist() for row, end in zip(batch.tokens, ends, strict=True)]
-    scores = teacher.score(texts)  # (B, L, V)
+    scores = teacher.score(texts).to(batch.tokens.device)  # (B, L, V)
     steps = torch.arange(batch.slots.shape[1])
     position = (batch.prompt_length[:, None] + steps - 1).clamp(max=scores.shape[1] - 1)  # (B, T)
     index = position[..., None].expand(-1, -1, scores.shape[-1])
-    return replace(batch, teacher_logp=_zero_beyond(scores.gather(1, index), batch.steps))
+    return _zero_beyond(scores.gather(1, index), batch.steps)
 
 
 def _zero_beyond(logp: Tensor, steps: Tensor) -> Tensor:

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from agents import parallel
 from agents.student import SIZES
 from envs.errors import InputError
-from experiments import paired, tuning, warm_up
+from experiments import launch, paired, tuning, warm_up
 from experiments.arms import agent_of
 from experiments.cell import build_agent, check_settings
 from experiments.config import ABSENT, CompareConfig, DistillConfig, RunConfig
 from experiments.evaluate import measure, parameters_of, speeds
+from experiments.folder import full_disk_is_said
 from experiments.jobs import FailedCells, run_cells, set_threads
 from experiments.report import Row, write_report
 from experiments.store.source import check_asks_nothing
 from experiments.train import START, read_result
-from experiments.workspace import Cell, Workspace, cells_of, full_disk_is_said
+from experiments.workspace import Cell, Workspace, cells_of
 
 COSTS: tuple[str, ...] = ("seconds", "tokens", "teacher_tokens", "student_tokens", "walk_seconds", "flops")
 
@@ -50,6 +52,7 @@ def distill(config: DistillConfig) -> list[Row]:
 def _run(space: Workspace, arms: Sequence[str], cells: list[Cell], config: CompareConfig | DistillConfig) -> list[Row]:
     jobs, trials = getattr(config, "jobs", 1), getattr(config, "trials", 0)
     set_threads(config, jobs)
+    launch.check(arms, jobs, trials)
     _ = space.stored  # a store that does not fit is refused before anything is written
     student = space.seedling(cells[-1].seed if cells else 0)
     for arm in [*arms, *([config.warm_start] if config.warm_start else [])]:
@@ -67,13 +70,19 @@ def _run(space: Workspace, arms: Sequence[str], cells: list[Cell], config: Compa
         if not cells:
             return []
         failures = run_cells(space, cells, jobs)
-        rows = _rows(space, cells)
         reference = getattr(config, "reference", "") or arms[0]
-        if found := paired.table(rows, reference, markdown=True):
-            notes.insert(0, f"Paired by seed, against {reference}:\n\n{found}")
-        write_report(space, rows, notes)
+        rows = parallel.first(lambda: _report(space, cells, reference, notes))
+    rows = [] if parallel.rank() else rows  # which process 0 prints
     if failures:
         raise FailedCells("; ".join(f"{cell.name}: {error}" for cell, error in failures), rows)
+    return rows
+
+
+def _report(space: Workspace, cells: list[Cell], reference: str, notes: Sequence[str]) -> list[Row]:
+    rows = _rows(space, cells)
+    if found := paired.table(rows, reference, markdown=True):
+        notes = [f"Paired by seed, against {reference}:\n\n{found}", *notes]
+    write_report(space, rows, notes)
     return rows
 
 

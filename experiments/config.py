@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from envs.errors import InputError
+from envs.teachers import Loading
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -22,14 +23,47 @@ ABSENT = "none"
 """The teacher of a run that learns from a store alone."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoadConfig:
+    """How the models of a command are loaded."""
+
+    device: str = "cpu"
+    """Where teacher and students compute: "cpu", "cuda" or "cuda:N"; in several processes "cuda" is one for each."""
+    teacher_dtype: str = "float32"
+    """Of the teacher's weights: float32, bfloat16 or float16."""
+    attn_implementation: str | None = None
+    """Of teacher and student, as transformers names them: eager, sdpa, flash_attention_2, …; none: its own choice."""
+    trust_remote_code: bool = False
+    """Run the model code that comes with a directory or from the hub."""
+    chat_template: bool = False
+    """Wrap each prompt as a user's turn of the tokenizer's chat template."""
+
+    @property
+    def loading(self) -> Loading:
+        """Of the teacher. Raises: InputError: a type of number or a device that is not there."""
+        return Loading(
+            self.teacher_dtype, self.device, self.attn_implementation, self.trust_remote_code, self.chat_template
+        )
+
+    @property
+    def student_loading(self) -> Loading:
+        """Of a student that is only read: its weights are float32."""
+        return replace(self.loading, dtype="float32", chat_template=False)
+
+
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(LoadConfig):
     """What every training run shares."""
 
     teacher: str = "embedded"
     """"embedded", "table:NAME", a directory, or a hub id; "none" with a store: nothing is measured against it then."""
     store: Path | None = None
     """A store of `tdistill collect` to learn from; none: the teacher walks as the run begins."""
+    dtype: str = "float32"
+    """Of the products in the student's forwards while it learns: float32, or bfloat16 by autocast; its weights and the
+    optimiser's moments are float32."""
+    gradient_checkpointing: bool = False
+    """Keep nothing of a layer of the student but its input, and run it again for its gradients: less memory."""
     student: str = WARM_START_NAME
     """Where students start: "warm-start", a directory, a hub id, or a size name (tiny, small, …)."""
     warm_start: str = ""
@@ -44,8 +78,6 @@ class RunConfig:
     """What its records are: "prompt" (with reference, tags and checks), "dolly", "selfinst" or "vicuna"."""
     skip_bad: bool = False
     """Leave broken lines of the prompts file out instead of refusing it."""
-    chat_template: bool = False
-    """Wrap each prompt as a user's turn of the tokenizer's chat template."""
     max_candidates: int = 64
     """Most candidates of a state."""
     max_prompt_tokens: int | None = None
@@ -138,7 +170,7 @@ class CompareConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(LoadConfig):
     """Measure a student (or a teacher) directory on held-out prompts."""
 
     student: str
@@ -151,7 +183,6 @@ class EvaluateConfig:
     prompt_split: str | None = None
     """validation or test, as `compare` splits the file; none: the whole file, or the embedded test split."""
     skip_bad: bool = False
-    chat_template: bool = False
     top_p: float = 0.9
     """Mass of the candidate sets that the leak is measured on."""
     max_candidates: int = 64
@@ -163,7 +194,7 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
+class GenerateConfig(LoadConfig):
     """Talk to a student side by side with the teacher."""
 
     student: str
@@ -171,7 +202,6 @@ class GenerateConfig:
     teacher: str = "embedded"
     prompt: tuple[str, ...] = ()
     """Answer these and stop; none: read prompts from the terminal."""
-    chat_template: bool = False
     temperature: float = 0.0
     """0 takes the most probable token."""
     max_new_tokens: int = 96

@@ -158,7 +158,7 @@ def along(student: Any, ids: list[list[int]], replies: list[list[int]], teacher:
         rows = max(1, LOGITS_AT_ONCE // (longest * teacher.vocab_size))
         chosen, order = order[-rows:], order[:-rows]
         texts = [ids[index] + replies[index] for index in chosen]
-        teacher_logp = teacher.score(texts)
+        teacher_logp = teacher.score(texts).cpu()
         student_logp = teacher_logp if student is None else _score(student, texts)
         for row, index in enumerate(chosen):
             states = slice(len(ids[index]) - 1, len(texts[row]) - 1)
@@ -183,10 +183,10 @@ def run(config: EvaluateConfig) -> dict[str, float]:
     for name in ("eval_prompts", "max_new_tokens"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} = {getattr(config, name)} is below 1")
-    teacher = load_teacher(config.teacher, chat_template=config.chat_template)
+    teacher = load_teacher(config.teacher, config.loading)
     prompts = chosen_prompts(config)
     refuse_training_prompts(Path(config.student), prompts)
-    model, tokenizer = load_causal_lm(config.student)
+    model, tokenizer = load_causal_lm(config.student, config.student_loading)
     check_same_tokens(teacher, tokenizer)
     rule = Rule(config.top_p, config.max_candidates, config.max_new_tokens)
     exam = set_exam(teacher, prompts, rule)

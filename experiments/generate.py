@@ -23,8 +23,8 @@ def run(config: GenerateConfig) -> None:
         raise InputError(f"temperature = {config.temperature} is below 0; 0 takes the most probable token")
     if config.max_new_tokens < 1:
         raise InputError(f"max_new_tokens = {config.max_new_tokens} is below 1")
-    teacher = load_teacher(config.teacher, chat_template=config.chat_template)
-    student, tokenizer = load_causal_lm(config.student)
+    teacher = load_teacher(config.teacher, config.loading)
+    student, tokenizer = load_causal_lm(config.student, config.student_loading)
     check_same_tokens(teacher, tokenizer)
     for prompt in config.prompt or _typed():
         print(f"\n> {prompt}")

@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from agents import parallel
 from agents.errors import DivergedError
 from experiments.config import RunConfig
+from experiments.folder import full_disk_is_said
 from experiments.report import Row
 from experiments.train import START, run_cell
 from experiments.warm_up import warm_up
-from experiments.workspace import Cell, Report, Workspace, full_disk_is_said
+from experiments.workspace import Cell, Report, Workspace
 
 FAILURES = (DivergedError, RuntimeError)
 Failures = list[tuple[Cell, BaseException]]
@@ -48,7 +50,8 @@ def run_cells(space: Workspace, cells: Sequence[Cell], jobs: int, about: str = "
 
 def set_threads(config: RunConfig, jobs: int) -> None:
     """The threads that were asked for, or a fair share of the cores."""
-    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // jobs))
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if parallel.size() > 1 else 1
+    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // (jobs * beside)))
 
 
 def _run(space: Workspace, cell: Cell, report: Report) -> None:
@@ -61,7 +64,8 @@ def _run(space: Workspace, cell: Cell, report: Report) -> None:
 @contextmanager
 def _bar(space: Workspace, cells: Sequence[Cell], about: str) -> Iterator[tqdm[Any]]:
     trained = sum(cell.agent != START for cell in cells)
-    with tqdm(total=trained * space.config.updates, unit="update", desc=about, mininterval=0.5) as bar:
+    silent, size = parallel.rank() > 0, trained * space.config.updates
+    with tqdm(total=size, unit="update", desc=about, mininterval=0.5, disable=silent) as bar:
         yield bar
 
 

@@ -12,6 +12,7 @@ from experiments.collect import TEACHER_WALKS
 from experiments.config import RunConfig
 from experiments.references import TARGETS
 
+PRECISIONS = ("float32", "bfloat16")  # of a student's forwards
 COUNTS = ("max_new_tokens", "episodes", "updates", "batch_size", "eval_prompts", "eval_every", "warm_start_rounds")
 
 
@@ -20,6 +21,11 @@ def check_limits(config: RunConfig, masses: Sequence[float]) -> None:
     for top_p in masses:
         check_top_p(top_p, config.max_candidates)
     make_reward(config.reward, config.gamma)
+    _ = config.loading
+    if config.dtype not in PRECISIONS:
+        raise InputError(
+            f"dtype = {config.dtype!r} must be one of {', '.join(PRECISIONS)}; float16 would lose small gradients"
+        )
     Head(config.head, config.negatives, config.resting_rows)
     if config.reward == Sqil.name:
         raise InputError(f"reward {config.reward!r} tells the student's steps from the teacher's, who walks alone here")

@@ -25,6 +25,7 @@ from experiments.report import aligned
 from experiments.workspace import Cell, Workspace
 
 LAYER = 16  # numbers kept of a token and a unit of width in a layer, for the backward pass
+INPUT = 1  # where layers are recomputed
 PROMPT = 256  # tokens of a prompt where no limit is given
 PARTS = ("weights", "gradients", "moments", "copies", "activations")
 PROBE = 1024  # rows of the matrices that are multiplied to see how fast this machine is
@@ -54,10 +55,10 @@ def plan(config: RunConfig) -> str:
     Raises: InputError: a model or a setting that cannot be used.
     """
     space = Workspace(config)
-    teacher = None if config.teacher == ABSENT else outline(configuration(config.teacher))
+    teacher = None if config.teacher == ABSENT else _outline(config, config.teacher)
     student = outline_of_student(config, teacher)
     arms = [_arm(space, Cell(agent, 0, space.masses[0]), student) for agent in agents_of(config)]
-    frozen, speed = _count(teacher), probe()
+    frozen, speed = _count(teacher) * getattr(torch, config.teacher_dtype).itemsize / FLOAT32, probe()
     runs = max(getattr(config, "seeds", 1), 1) * len(space.masses)
     sizes = [["model", "from", "parameters", "layers", "width", "vocabulary"]]
     sizes += [_size(*row) for row in (("teacher", config.teacher, teacher), ("student", config.student, student.model))]
@@ -95,20 +96,21 @@ def text_limit(config: RunConfig) -> int:
     return (config.max_prompt_tokens or PROMPT) + config.max_new_tokens
 
 
-def configuration(spec: str) -> Any:
-    """The configuration of a teacher or a student by name, directory or hub id.
+def _outline(config: RunConfig, spec: str) -> Any:
+    """The outline of a teacher or a student by name, directory or hub id.
 
     Raises: InputError: there is none.
     """
     if spec.startswith("table:"):
         raise InputError(f"{spec!r} is a table of probabilities, which has no size to plan with; give a model")
-    return load_config({"embedded": EMBEDDED, WARM_START_NAME: WARM_START}.get(spec, spec))
+    source, trust = {"embedded": EMBEDDED, WARM_START_NAME: WARM_START}.get(spec, spec), config.trust_remote_code
+    return outline(load_config(source, trust), trust)
 
 
 def outline_of_student(config: RunConfig, teacher: Any) -> Student:
     """The student with shapes and no weights."""
     if config.student not in SIZES:
-        return _adapted(config, Student(outline(configuration(config.student))))
+        return _adapted(config, Student(_outline(config, config.student)))
     if teacher is None:
         raise InputError(f"a student of size {config.student!r} has the teacher's vocabulary, and there is no teacher")
     rows = teacher.get_output_embeddings().weight.shape[0]
@@ -139,7 +141,8 @@ def _arm(space: Workspace, cell: Cell, student: Student) -> Arm:
         kept += learnt - own  # critics are beside the student
     at_once = config.micro_batch or config.batch_size
     states = config.batch_size * config.max_new_tokens * student.vocab_size
-    activations = LAYER * at_once * text_limit(config) * shape.num_hidden_layers * width + 3 * states
+    kept_of = INPUT if config.gradient_checkpointing else LAYER
+    activations = kept_of * at_once * text_limit(config) * shape.num_hidden_layers * width + 3 * states
     tokens = config.updates * config.batch_size * text_limit(config)
     return Arm(cell.agent, learnt, kept, activations, 3 * of_reading(student.model, tokens))
 

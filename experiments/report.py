@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from experiments.folder import write
 from experiments.metrics import mean_and_interval
-from experiments.workspace import write
 
 if TYPE_CHECKING:
     from experiments.workspace import Workspace

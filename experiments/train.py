@@ -10,13 +10,14 @@ import json
 import math
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from agents import agent_class, learner_class
+from agents import agent_class, learner_class, parallel
 from agents.adapters import merged
 from agents.base import Agent
 from agents.episodes import Episodes
@@ -28,11 +29,12 @@ from experiments.arms import agent_of
 from experiments.cell import build_agent, check_settings, last_checkpoint, new_checkpoint
 from experiments.evaluate import measure, remember_training_prompts
 from experiments.flops import EVERY, counted, of_reading
+from experiments.folder import full_disk_is_said, write
 from experiments.labels import Labels
 from experiments.loop import LoopTrainer
 from experiments.store.source import min_mass_of, tokens_of
 from experiments.walks import Walker
-from experiments.workspace import Cell, Report, Workspace, full_disk_is_said, write
+from experiments.workspace import Cell, Report, Workspace
 
 START = "start"
 """Pseudo-agent of the row that measures where every arm begins."""
@@ -54,7 +56,7 @@ def run_cell(space: Workspace, cell: Cell, report: Report = lambda text, updates
 def _run_cell(space: Workspace, cell: Cell, report: Report) -> dict[str, Any]:
     folder = space.out / "cells" / cell.name
     settings = space.settings(cell.agent, None if cell.role else cell.top_p)
-    if (finished := read_result(space, cell)) is not None:
+    if (finished := parallel.first(lambda: read_result(space, cell))) is not None:
         check_settings(folder, finished["settings"], settings)
         report("", finished["updates"])
         return finished
@@ -64,22 +66,28 @@ def _run_cell(space: Workspace, cell: Cell, report: Report) -> dict[str, Any]:
         trainer = trainer_of(cell)(space, cell, settings, folder)
         training = trainer.run(report)
         student = trainer.student
+    report("" if cell.role else "measuring on the test prompts", 0)
+    training = {"settings": settings, "processes": parallel.size(), **training}
+    return parallel.first(lambda: _finish(space, cell, student, training))
+
+
+def _finish(space: Workspace, cell: Cell, student: Student, training: dict[str, Any]) -> dict[str, Any]:
+    """Measure and keep what a cell has trained."""
     student.model = merged(student.model)
     measures = {}
     if not cell.role:
-        report("measuring on the test prompts", 0)
         measures = measure(student.model, space.exam("test"), space.teacher, space.rule(cell.top_p))
     result = {
         "agent": cell.agent,
         "seed": cell.seed,
         "top_p": cell.top_p,
-        "settings": settings,
         "threads": torch.get_num_threads(),
         **training,
         "measures": measures,
     }
     if cell.agent != START and not cell.role:
         _save_student(space, cell, student, result)
+    folder = space.out / "cells" / cell.name
     write(folder / RESULT, json.dumps(result, indent=1))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return result
@@ -87,7 +95,11 @@ def _run_cell(space: Workspace, cell: Cell, report: Report) -> dict[str, Any]:
 
 def read_result(space: Workspace, cell: Cell) -> dict[str, Any] | None:
     """What a finished cell gave; None if it is not finished."""
-    path = space.out / "cells" / cell.name / RESULT
+    return read(space.out / "cells" / cell.name / RESULT)
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """What a file holds, if it is there."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
@@ -128,15 +140,11 @@ class Trainer:
 
     def run(self, report: Report) -> dict[str, Any]:
         """Learn until the last update; the record of costs and of the validation curve."""
-        from torch.utils.tensorboard import SummaryWriter
-
         config, record = self.space.config, self.record
-        logs = self.space.out / "tensorboard" / self.cell.name
         report("", self.agent.updates)
         self._label(report)
         saved = time.monotonic()
-        # A resumed run logs again what came after its checkpoint, and nothing before.
-        with SummaryWriter(str(logs), purge_step=self.agent.updates + bool(record["curve"])) as writer:
+        with self._writer() as writer:
             if not record["curve"]:
                 self._validate(writer)
             while self.agent.updates < config.updates:
@@ -146,8 +154,7 @@ class Trainer:
                 record["seconds"] += seconds
                 updates = self.agent.updates
                 if updates % LOG_EVERY == 0 or updates == config.updates:
-                    for name, value in {**figures, "tokens_per_second": tokens / seconds}.items():
-                        writer.add_scalar(f"train/{name}", value, updates)
+                    self._log(writer, "train", {**figures, "tokens_per_second": tokens / seconds})
                 if updates % config.eval_every == 0 or updates == config.updates:
                     report("measuring on the validation prompts", 0)
                     self._validate(writer)
@@ -159,6 +166,15 @@ class Trainer:
         reading = of_reading(self.space.teacher, record["teacher_tokens"])
         decoding = of_reading(self.student.model, record.get("student_tokens", 0))
         return {"updates": self.agent.updates, **record, "flops": record["flops"] + reading + decoding}
+
+    def _writer(self) -> Any:
+        """Of the event files; a resumed run logs again what came after its checkpoint, and nothing before."""
+        if parallel.rank():
+            return nullcontext()
+        from torch.utils.tensorboard import SummaryWriter
+
+        logs = self.space.out / "tensorboard" / self.cell.name
+        return SummaryWriter(str(logs), purge_step=self.agent.updates + bool(self.record["curve"]))
 
     def _label(self, report: Report) -> None:
         """Ask the teacher once for what will be learnt from several times; a resumed run has paid for it before."""
@@ -180,7 +196,7 @@ class Trainer:
         """
         before = self.replay.state_dict()
         batch, asked = self.labels.attach(self._batch())
-        tokens = int(batch.length.sum())
+        tokens, batch = int(batch.length.sum()), batch.to(self.space.device)
         try:
             if self.agent.updates % EVERY == 0:
                 figures, self.record["update_flops"] = counted(lambda: self.agent.update(batch))
@@ -188,7 +204,8 @@ class Trainer:
                 figures = self.agent.update(batch)
         except DivergedError as error:
             place = self.folder / "diverged.safetensors"
-            batch.save(place)
+            if parallel.rank() == 0:
+                batch.save(place)
             self.replay.load_state_dict(before)
             self._checkpoint()
             raise DivergedError(f"{error}; its batch is in {place}, the weights before it in checkpoints") from error
@@ -211,13 +228,19 @@ class Trainer:
     def _validate(self, writer: Any) -> None:
         space = self.space
         exam, rule = space.exam("validation"), space.rule(self.cell.top_p)
-        figures = measure(self.student.model, exam, space.teacher, rule, quick=True)
+        figures = parallel.first(lambda: measure(self.student.model, exam, space.teacher, rule, quick=True))
         self.record["curve"].append({"updates": self.agent.updates, "seconds": self.record["seconds"], **figures})
-        for name, value in figures.items():
-            writer.add_scalar(f"validation/{name}", value, self.agent.updates)
-        writer.flush()
+        self._log(writer, "validation", figures)
+
+    def _log(self, writer: Any, about: str, figures: dict[str, float]) -> None:
+        if writer is not None:
+            for name, value in figures.items():
+                writer.add_scalar(f"{about}/{name}", value, self.agent.updates)
+            writer.flush()
 
     def _checkpoint(self) -> None:
+        if parallel.rank():
+            return
         with new_checkpoint(self.folder, self.agent.updates) as partial:
             if partial is None:
                 return

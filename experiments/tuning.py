@@ -16,10 +16,11 @@ from agents import learner_class
 from envs.errors import InputError
 from experiments.arms import split_arm
 from experiments.cell import build_agent
+from experiments.folder import write
 from experiments.jobs import FailedCells, run_cells
 from experiments.report import aligned
 from experiments.train import read_result
-from experiments.workspace import Cell, Workspace, write
+from experiments.workspace import Cell, Workspace
 
 SEED = 1_000_000
 LOWER_IS_BETTER = {"forward_kl", "leak"}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from agents import parallel
 from agents.base import Agent
 from agents.episodes import Episodes
 from agents.replay import Replay
@@ -42,7 +43,8 @@ class Walker:
             reward=space.config.reward,
             gamma=getattr(agent.config, "gamma", space.config.gamma),
         )
-        self.replay = Replay(walks.episodes * walks.keep, cell.seed, folder / "replay", REPLAY_MEMORY)
+        spill = folder / (f"replay-{parallel.rank()}" if parallel.rank() else "replay")
+        self.replay = Replay(walks.episodes * walks.keep, cell.seed, spill, REPLAY_MEMORY)
         self.portions = 0
 
     def sample(self, record: dict[str, Any]) -> Episodes:
@@ -50,7 +52,7 @@ class Walker:
         if self.portions <= self.agent.updates // self.walks.every:
             begin = time.monotonic()
             drawn = self._draw()
-            self.replay.add(self.agent.receive(drawn))
+            self.replay.add(self.agent.receive(drawn.to(self.student.model.device)).to("cpu"))
             tokens = int(drawn.length.sum())
             record["student_tokens"] += tokens
             record["teacher_tokens"] += tokens
@@ -60,15 +62,19 @@ class Walker:
     def _draw(self) -> Episodes:
         walks, number = self.walks, self.portions
         self.portions += 1
-        return collect(
-            self.env,
-            walks.episodes,
-            seed=int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0]),
-            student=self.student.model,
-            student_share=1.0,
-            teacher_mix=walks.teacher_mix * walks.mix_decay**number,
-            version=self.agent.updates,
-        )
+
+        def walk() -> Episodes:
+            return collect(
+                self.env,
+                walks.episodes,
+                seed=int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0]),
+                student=self.student.model,
+                student_share=1.0,
+                teacher_mix=walks.teacher_mix * walks.mix_decay**number,
+                version=self.agent.updates,
+            )
+
+        return parallel.first(walk)
 
     def save(self, directory: Path) -> None:
         """Write the portions that are held, and where their passes stand."""

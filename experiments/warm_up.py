@@ -10,10 +10,12 @@ import json
 import shutil
 from typing import Any
 
+from agents import parallel
 from agents.student import Student
 from envs.errors import InputError
-from experiments.train import RESULT, Trainer, trainer_of
-from experiments.workspace import Cell, Report, Workspace, write
+from experiments.folder import write
+from experiments.train import RESULT, Trainer, read, trainer_of
+from experiments.workspace import Cell, Report, Workspace
 
 GAIN = 0.01  # share of the validation KL that a round must take off
 MEASURE = "forward_kl"
@@ -29,9 +31,15 @@ def check(space: Workspace) -> None:
 def warm_up(space: Workspace, seed: int, report: Report) -> None:
     """See that the student of this seed is warm; other processes wait meanwhile."""
     record = space.warm_start_record(seed)
-    with space.once(record) as missing:
-        if missing:
-            write(record, json.dumps(_rounds(space, seed, report), indent=1))
+
+    def make() -> None:
+        found = _rounds(space, seed, report)
+        parallel.first(lambda: write(record, json.dumps(found, indent=1)))
+
+    if parallel.size() == 1:
+        space.once(record, make)
+    elif not parallel.first(record.is_file):  # all of them train; the run's folder is theirs alone
+        make()
 
 
 def _rounds(space: Workspace, seed: int, report: Report) -> dict[str, Any]:
@@ -54,13 +62,17 @@ def _rounds(space: Workspace, seed: int, report: Report) -> dict[str, Any]:
 def _round(space: Workspace, seed: int, number: int, student: Student, report: Report) -> dict[str, Any]:
     """Train the student for one round and save it, or read back what an earlier command has trained."""
     place = space.warm_start_record(seed).parent / f"round-{number}"
-    if (place / RESULT).is_file():
-        found: dict[str, Any] = json.loads((place / RESULT).read_text(encoding="utf-8"))
+    found = parallel.first(lambda: read(place / RESULT))
+    if found is not None:
         return found
     cell = Cell(space.config.warm_start, seed, space.masses[0], f"warm{number}")
     trainer = Trainer(space, cell, space.settings(cell.agent), place, student)
     result = trainer.run(lambda text, done: report(f"warming up, round {number + 1}: {text}", 0))
-    trainer.student.save(place)
-    write(place / RESULT, json.dumps(result))
-    shutil.rmtree(place / "checkpoints", ignore_errors=True)
+
+    def keep() -> None:
+        trainer.student.save(place)
+        write(place / RESULT, json.dumps(result))
+        shutil.rmtree(place / "checkpoints", ignore_errors=True)
+
+    parallel.first(keep)
     return result

@@ -11,24 +11,22 @@ shared/                 teacher episodes and exams
 
 from __future__ import annotations
 
-import errno
 import fcntl
-import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-from safetensors import SafetensorError
+import torch
 
+from agents import parallel
 from agents.adapters import adapted
 from agents.episodes import Episodes
+from agents.recompute import recomputing
 from agents.student import Student, build_student
 from agents.vocabulary import Head
 from envs.errors import InputError
@@ -38,8 +36,9 @@ from envs.teachers import WARM_START, Teacher, load_teacher
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.arms import agent_settings
 from experiments.collect import collect
-from experiments.config import ABSENT, WARM_START_NAME, RunConfig, dump, read_yaml
+from experiments.config import ABSENT, WARM_START_NAME, RunConfig, dump
 from experiments.evaluate import Exam, Rule, refuse_training_prompts, set_exam
+from experiments.folder import CONFIG, check_folder, digest, write
 from experiments.limits import check_limits
 from experiments.references import replies_of
 
@@ -47,12 +46,7 @@ if TYPE_CHECKING:
     from experiments.store.shards import Stored
 
 Report = Callable[[str, int], None]  # (what is going on, updates done since the last call)
-CONFIG = "config.yaml"
 COLLECT_ROWS = 64
-FREE = set(
-    "checkpoint_seconds threads json out micro_batch jobs agents seeds reference agent seed agent_config".split()
-)
-"""Settings that may change between two runs in one folder: which cells there are, and what each cell checks itself."""
 
 
 @dataclass(frozen=True)
@@ -92,18 +86,20 @@ class Workspace:
 
         Raises: InputError: it holds another run, other inputs or something else, or another command runs in it.
         """
-        _check_folder(self.config, self.out)
-        self.out.mkdir(parents=True, exist_ok=True)
-        with (self.out / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"another command is running in {self.out}; wait for it, or give another --out"
-                ) from None
-            self._check_inputs()
-            write(self.out / CONFIG, dump(self.config))
+        with ExitStack() as held:
+            parallel.first(lambda: self._open(held))
             yield
+
+    def _open(self, held: ExitStack) -> None:
+        check_folder(self.config, self.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        lock = held.enter_context((self.out / ".lock").open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another command is running in {self.out}; wait for it, or give another --out") from None
+        self._check_inputs()
+        write(self.out / CONFIG, dump(self.config))
 
     def _check_inputs(self) -> None:
         inputs, record = self._inputs(), self.out / "shared" / "inputs.json"
@@ -116,22 +112,34 @@ class Workspace:
 
     def _inputs(self) -> dict[str, str]:
         """Digests of what a run reads: prompts with what is known about them, and the files of local models."""
-        digests = {name: _digest(repr(prompts)) for name, prompts in zip(Splits._fields, self.splits, strict=True)}
+        digests = {name: digest(repr(prompts)) for name, prompts in zip(Splits._fields, self.splits, strict=True)}
         for name, place in (("teacher", Path(self.config.teacher)), ("student", self.start_directory)):
             weights = sorted(place.glob("*.safetensors")) if place.is_dir() else []
-            digests[name] = _digest(repr([(path.name, path.stat().st_size) for path in weights]))
+            digests[name] = digest(repr([(path.name, path.stat().st_size) for path in weights]))
             for path in weights:
-                digests[f"{name} {path.name}"] = _digest(path.read_bytes())
+                digests[f"{name} {path.name}"] = digest(path.read_bytes())
         if self.stored is not None:
-            digests["store"] = _digest(json.dumps(self.stored.store.manifest.shards, sort_keys=True))
+            digests["store"] = digest(json.dumps(self.stored.store.manifest.shards, sort_keys=True))
         return digests
+
+    @cached_property
+    def device(self) -> str:
+        """Where this process computes."""
+        shared = self.config.device == "cuda" and parallel.size() > 1
+        return f"cuda:{os.environ['LOCAL_RANK']}" if shared else self.config.device
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How students are read."""
+        names = ("attn_implementation", "trust_remote_code")
+        return {name: getattr(self.config, name) for name in names}
 
     @cached_property
     def teacher(self) -> Teacher:
         """Raises: InputError: no such teacher; or none is wanted and there is no store to learn from."""
         config = self.config
         if config.teacher != ABSENT:
-            return load_teacher(config.teacher, chat_template=config.chat_template)
+            return load_teacher(config.teacher, replace(config.loading, device=self.device))
         if config.store is None:
             raise InputError("--teacher none learns from a store; give it with --store")
         from experiments.store.absent import AbsentTeacher
@@ -198,7 +206,7 @@ class Workspace:
 
     def load(self, directory: Path, seed: int = 0) -> Student:
         """A student that this run has saved; `seed` is that of its adapters, if it is to learn by these."""
-        student = Student.load(directory)
+        student = Student.load(directory, **self.reading)
         student.tokenizer = student.tokenizer or getattr(self.teacher, "tokenizer", None)
         return self._set_up(student, seed)
 
@@ -233,7 +241,7 @@ class Workspace:
                 )
             spec = str(WARM_START)
         tokenizer = getattr(teacher, "tokenizer", None)
-        student = build_student(spec, tokenizer=tokenizer, vocab_size=teacher.vocab_size, seed=seed)
+        student = build_student(spec, tokenizer=tokenizer, vocab_size=teacher.vocab_size, seed=seed, **self.reading)
         return self._set_up(student, seed)
 
     def _set_up(self, student: Student, seed: int) -> Student:
@@ -241,9 +249,12 @@ class Workspace:
         config = self.config
         student.head = Head(config.head, config.negatives, config.resting_rows)
         student.micro_batch = config.micro_batch
+        student.precision = getattr(torch, config.dtype)
         if config.lora:
             student.model = adapted(student.model, config.lora, seed)
-        return student
+        if config.gradient_checkpointing:
+            student.model = recomputing(student.model)
+        return student.to(self.device)
 
     @property
     def start_directory(self) -> Path:
@@ -276,94 +287,52 @@ class Workspace:
         if self.stored is not None:
             return self.stored
         path = self.out / "shared" / f"episodes-p{top_p:g}-seed{seed}.safetensors"
-        with self.once(path) as missing:
-            if missing:
-                config = self.config
-                env = TopPTokenVectorEnv(
-                    min(COLLECT_ROWS, config.episodes),
-                    teacher=self.teacher,
-                    prompts=self.splits.train,
-                    top_p=top_p,
-                    max_candidates=config.max_candidates,
-                    max_new_tokens=config.max_new_tokens,
-                    reward=config.reward,
-                    gamma=config.gamma,
-                )
-                recited = replies_of(self.splits.train, self.teacher) if config.targets == "references" else None
-                collect(env, config.episodes, seed=seed, teacher_walk=config.teacher_walk, recited=recited).save(path)
+        self.once(path, lambda: self._walk(seed, top_p).save(path))
         return Episodes.load(path)
+
+    def _walk(self, seed: int, top_p: float) -> Episodes:
+        config = self.config
+        env = TopPTokenVectorEnv(
+            min(COLLECT_ROWS, config.episodes),
+            teacher=self.teacher,
+            prompts=self.splits.train,
+            top_p=top_p,
+            max_candidates=config.max_candidates,
+            max_new_tokens=config.max_new_tokens,
+            reward=config.reward,
+            gamma=config.gamma,
+        )
+        recited = replies_of(self.splits.train, self.teacher) if config.targets == "references" else None
+        return collect(env, config.episodes, seed=seed, teacher_walk=config.teacher_walk, recited=recited)
 
     def exam(self, split: str) -> Exam:
         """The teacher's answers to the prompts of a held-out split, given once for all."""
         path = self.out / "shared" / f"exam-{split}.json"
         prompts = getattr(self.splits, split)
-        with self.once(path) as missing:
-            if missing:
-                if self.config.teacher == ABSENT:
-                    exam = Exam(prompts, [self.teacher.encode(prompt.text) for prompt in prompts], [], [])
-                else:
-                    exam = set_exam(self.teacher, prompts, self.rule(self.masses[0]))
-                answers = {"ids": exam.ids, "samples": exam.samples, "greedy": exam.greedy}
-                write(path, json.dumps(answers))
+
+        def make() -> None:
+            if self.config.teacher == ABSENT:
+                exam = Exam(prompts, [self.teacher.encode(prompt.text) for prompt in prompts], [], [])
+            else:
+                exam = set_exam(self.teacher, prompts, self.rule(self.masses[0]))
+            write(path, json.dumps({"ids": exam.ids, "samples": exam.samples, "greedy": exam.greedy}))
+
+        self.once(path, make)
         return Exam(prompts, **json.loads(path.read_text(encoding="utf-8")))
 
-    @contextmanager
-    def once(self, path: Path) -> Iterator[bool]:
-        """Whether a shared file has yet to be made; other processes wait meanwhile, unless this one dies."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield not path.is_file()
+    def once(self, path: Path, make: Callable[[], None]) -> None:
+        """See that a shared file is there, and make it if not; other processes wait meanwhile, unless this one dies."""
 
+        def look() -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.with_suffix(".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not path.is_file():
+                    make()
 
-@contextmanager
-def full_disk_is_said(out: Path) -> Iterator[None]:
-    """Turns whatever a full disk raises (an OSError, or an error of torch's or safetensors' own) into an InputError."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        room = shutil.disk_usage(next(place for place in (out, *out.resolve().parents) if place.exists())).free
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        if full or ("PytorchStreamWriter" in str(error) and room < 2**24):
-            raise InputError(
-                f"no space is left on the disk of {out} ({room / 2**20:.0f} MiB free); free some and give the same "
-                "command again: finished cells and checkpoints are kept"
-            ) from error
-        raise
-
-
-def write(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _digest(content: str | bytes) -> str:
-    return hashlib.blake2b(content.encode() if isinstance(content, str) else content, digest_size=8).hexdigest()
+        parallel.first(look)
 
 
 def cells_of(agents: Sequence[str], seeds: Sequence[int], masses: Sequence[float]) -> list[Cell]:
     """All cells of a matrix; whole seeds come first, so that an unfinished comparison compares."""
     return [Cell(agent, seed, top_p) for seed in seeds for top_p in masses for agent in agents]
-
-
-def _check_folder(config: RunConfig, out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; give another --out")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    if not (out / CONFIG).is_file():
-        raise InputError(f"{out} is not empty and holds no {CONFIG}, so it is no run folder; give another --out")
-    theirs = read_yaml(out / CONFIG)
-    ours = yaml.safe_load(dump(config))
-    for key in ours:
-        if key in FREE or key not in theirs:
-            continue
-        mine, other = (value if isinstance(value, list) else [value] for value in (ours[key], theirs[key]))
-        if mine != other:
-            raise InputError(
-                f"{out} holds a run with {key} = {theirs[key]!r}, this one has {ours[key]!r}; give another --out, or "
-                "the same settings to go on with it"
-            )

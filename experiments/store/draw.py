@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,25 @@ from envs.prompts import Prompt, embedded_prompts, load_prompts, prompt_hash, sp
 from envs.teachers import Teacher, load_teacher
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.collect import TEACHER_WALKS, collect, numbers_of
+from experiments.config import LoadConfig
+from experiments.folder import full_disk_is_said
 from experiments.store.columns import Format
 from experiments.store.fingerprint import fingerprint
 from experiments.store.shards import MANIFEST, TOKENIZER, Manifest, arrow, check_teacher, damage_of, write_shard
-from experiments.workspace import full_disk_is_said
 
 SPLITS = ("train", "validation", "test", "all")
-FREE = {"out", "rows", "json"}  # what the episodes do not depend on
+FREE = {
+    "out",
+    "rows",
+    "json",
+    "device",
+    "attn_implementation",
+    "trust_remote_code",
+}  # what the episodes do not depend on
 
 
 @dataclass(frozen=True)
-class CollectConfig:
+class CollectConfig(LoadConfig):
     """Walk the teacher through prompts and store its episodes with their candidate sets, to learn from without it."""
 
     out: Path
@@ -46,8 +54,6 @@ class CollectConfig:
     """Take the first so many prompts; none: all."""
     skip_bad: bool = False
     """Leave broken lines of the prompts file out instead of refusing it."""
-    chat_template: bool = False
-    """Wrap each prompt as a user's turn of the tokenizer's chat template."""
     responses: int = 1
     """Replies to each prompt."""
     top_p: float = 0.9
@@ -80,7 +86,7 @@ def draw(config: CollectConfig) -> dict[str, float]:
     """
     _check(config)
     arrow()
-    teacher = load_teacher(config.teacher, chat_template=config.chat_template)
+    teacher = load_teacher(config.teacher, config.loading)
     prompts = _prompts(config)
     with (
         full_disk_is_said(config.out),
@@ -146,8 +152,9 @@ def _manifest(out: Path, settings: dict[str, Any], found: dict[str, Any]) -> Man
     """The one that is there, if it is of this very collection; or a new one, written."""
     if (out / MANIFEST).is_file():
         manifest = Manifest.read(out)
+        usual = {field.name: field.default for field in fields(CollectConfig)}
         for name, ours in settings.items():
-            if (theirs := manifest.settings.get(name)) != ours:
+            if (theirs := manifest.settings.get(name, usual.get(name))) != ours:
                 raise InputError(
                     f"{out} holds a store with {name} = {theirs!r}, this one has {ours!r}; give another --out"
                 )

@@ -24,9 +24,9 @@ import numpy as np
 from agents.episodes import Episodes
 from envs.errors import InputError
 from envs.teachers import Teacher
+from experiments.folder import write
 from experiments.store.columns import Array, Format, Lists, decode, encode
 from experiments.store.fingerprint import fingerprint
-from experiments.workspace import write
 
 MANIFEST = "store.json"
 TOKENIZER = "tokenizer"

@@ -39,11 +39,12 @@ from agents.value_tilt import ValueTilt, ValueTiltConfig
 from envs.errors import InputError
 from experiments.config import CompareConfig, from_mapping, read_yaml
 from experiments.evaluate import Rule, measure
+from experiments.folder import CONFIG, write
 from experiments.metrics import mean_and_interval
 from experiments.report import aligned
 from experiments.studies.command import run
 from experiments.studies.rollouts import Successors, costs_of, mean_by, successors, walks_from
-from experiments.workspace import CONFIG, Workspace, write
+from experiments.workspace import Workspace
 
 MEASURES = {
     "cost": "cost",

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+import json
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import dynamic_module_utils
 
 from envs.candidates import normalise
 from envs.errors import InputError
 from envs.hf_teacher import HFTeacher, eos_ids_of, load_causal_lm
 from envs.sequences import last_logits
 from envs.table_teacher import TABLES, TableTeacher
-from envs.teachers import Teacher, load_teacher
+from envs.teachers import Loading, Teacher, load_teacher
+from envs.vector_env import TopPTokenVectorEnv
 from tests.envs.models import EXACT, save_tiny, tiny_model, tiny_tokenizer
 
 
@@ -115,3 +119,64 @@ def test_tables_that_are_no_teachers_are_refused() -> None:
         TableTeacher(np.array([[0.5, 0.5], [0.0, 1.0]]))
     with pytest.raises(InputError, match="no text of 'toy'"):
         TABLES["toy"]().encode("1 9")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_teacher_in_half_precision_walks_and_scores_nearly_as_in_whole(tmp_path: Path, dtype: str) -> None:
+    directory = save_tiny("llama", tmp_path / "llama")
+    whole, half = load_teacher(directory), load_teacher(directory, Loading(dtype))
+    assert half is load_teacher(directory, Loading(dtype)) is not whole
+    assert isinstance(half, HFTeacher)
+    assert {weight.dtype for weight in half.model.parameters()} == {getattr(torch, dtype)}
+    one, other = (teacher.score([[3, 4, 5], [6, 7]]) for teacher in (whole, half))
+    assert other.dtype == torch.float32 and 0 < float((one - other)[0].abs().max()) < 0.3
+    env = TopPTokenVectorEnv(2, teacher=half, prompts=[[3, 4], [5]], top_p=0.9, max_new_tokens=4)
+    observations, _ = env.reset(seed=0)
+    assert observations["logp"].dtype == np.float32 and observations["mask"].any(1).all()
+    assert pickle.loads(pickle.dumps(half)) is half
+
+
+def test_attention_is_the_one_asked_for(tmp_path: Path) -> None:
+    directory = save_tiny("llama", tmp_path / "llama")
+    eager, usual = load_causal_lm(directory, Loading(attn_implementation="eager"))[0], load_causal_lm(directory)[0]
+    assert (eager.config._attn_implementation, usual.config._attn_implementation) == ("eager", "sdpa")
+    with pytest.raises(InputError, match="no causal model"):
+        load_causal_lm(directory, Loading(attn_implementation="flash_attention_2"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dtype": "int8"}, "dtype 'int8' must be one of float32, bfloat16, float16"),
+        ({"device": "cuda:99"}, r"device 'cuda:99' was asked for, torch .* sees \d CUDA devices; give --device cpu"),
+        ({"device": "gpu"}, "device 'gpu' is none"),
+        ({"device": "meta"}, "device 'meta' must be"),
+    ],
+)
+def test_what_is_not_there_is_said_before_anything_is_loaded(options: dict[str, str], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Loading(**options)
+
+
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_code_that_comes_with_a_model_runs_only_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = save_tiny("llama", tmp_path / "own")
+    settings = json.loads((directory / "config.json").read_text())
+    own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (directory / "config.json").write_text(json.dumps({**settings, "model_type": "own", "auto_map": own}))
+    (directory / "own.py").write_text(OWN_CODE)
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    with pytest.raises(InputError, match=r"code of its own, which is not run unless asked for; .* --trust-remote-code"):
+        load_causal_lm(directory)
+    model, _ = load_causal_lm(directory, Loading(trust_remote_code=True))
+    assert type(model).__name__ == "OwnModel"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from agents.episodes import Episodes
 from envs.errors import InputError
 from envs.hf_teacher import load_causal_lm
+from envs.prefill import Prefills
 from envs.teachers import EMBEDDED, load_teacher
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.__main__ import main
@@ -143,6 +146,42 @@ def test_a_stopped_collection_goes_on_without_loss_or_double(
     for shard in whole.out.glob("shard-*.arrow"):
         assert (own.out / shard.name).read_bytes() == shard.read_bytes()
     assert Manifest.read(own.out).shards == Manifest.read(whole.out).shards
+
+
+def test_kill_9_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
+    """Killed as often as shards appear, a collection ends with the bytes of one that never was."""
+    whole = config(tmp_path, out=tmp_path / "whole", shard=2)
+    draw(whole)
+    out, kills = tmp_path / "killed", 0
+    words = f"--out {out} --teacher table:toy --prompts {tmp_path / 'prompts.txt'} --shard 2 --responses 2"
+    words += f" --prompt-split all --top-p {whole.top_p} --max-new-tokens {whole.max_new_tokens} --rows {whole.rows}"
+    while True:
+        held = len(list(out.glob("*.arrow")))
+        with subprocess.Popen([sys.executable, "-m", "experiments", "collect", *words.split()]) as process:
+            while process.poll() is None and (kills == 3 or len(list(out.glob("*.arrow"))) <= held):
+                time.sleep(0.001)
+            if process.poll() is not None:
+                break
+            process.kill()
+            kills += 1
+    assert process.returncode == 0 and kills >= 1
+    assert {path.name: path.read_bytes() for path in out.glob("*.arrow")} == {
+        path.name: path.read_bytes() for path in whole.out.glob("*.arrow")
+    }
+    assert Manifest.read(out).shards == Manifest.read(whole.out).shards
+
+
+def test_several_replies_to_a_prompt_read_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, reads = Prefills._read, list[tuple[int, ...]]()
+
+    def counted(self: Prefills, prompts: list[tuple[int, ...]]) -> Any:
+        reads.extend(prompts)
+        return read(self, prompts)
+
+    monkeypatch.setattr(Prefills, "_read", counted)
+    found = draw(CollectConfig(out=tmp_path / "store", count=10, responses=5, rows=4, max_new_tokens=4, shard=10))
+    assert found["episodes"] == 50
+    assert len(reads) == len(set(reads)) == 10
 
 
 def test_a_damaged_shard_is_named_and_drawn_anew_alone(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from envs.table_teacher import TABLES
 from envs.teachers import load_teacher
 from experiments.compare import compare
 from experiments.evaluate import Rule
+from experiments.studies import no_worse
+from experiments.studies.no_worse import NoWorseConfig
 from experiments.studies.oracle_tilt import Lesson, OracleTiltConfig, study, table
 from experiments.studies.rollouts import Successors, mean_by, successors, walks_from
 from experiments.studies.stay_inside import StayInsideConfig, gap
@@ -135,3 +137,30 @@ def test_bad_input_of_a_study_is_one_line_and_exit_code_2(tmp_path: Path) -> Non
     command = [sys.executable, "-m", "experiments.studies.oracle_tilt", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120)
     assert done.returncode == 2 and "is no run folder" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_cheaper_run_is_as_good_where_the_whole_interval_lies_within_the_margin(tmp_path: Path) -> None:
+    """Differences by hand: task .02, .02, .02 (no spread); KL .01 ± .01 over three seeds, half = 4.303 · .01 / √3."""
+    for name, task, kl in (("one", 0.50, (0.1, 0.2, 0.3)), ("two", 0.52, (0.10, 0.21, 0.32))):
+        for seed in range(3):
+            place = tmp_path / name / "cells" / f"bc-p0.9-seed{seed}"
+            place.mkdir(parents=True)
+            measures = {"task_score": task + 0.1 * seed, "forward_kl": kl[seed]}
+            cell = {"agent": "bc", "seed": seed, "top_p": 0.9, "updates": 1, "measures": measures}
+            (place / "result.json").write_text(json.dumps(cell))
+        (tmp_path / name / "config.yaml").write_text("{}")
+    config = NoWorseConfig(tmp_path / "one", tmp_path / "two", {"task_score": 0.021, "forward_kl": 0.03, "leak": 0.1})
+    (_, task, _), (_, kl, _) = no_worse.study(config)
+    assert (task.mean, task.half, task.seeds) == (pytest.approx(0.02), pytest.approx(0, abs=1e-9), 3)
+    assert (kl.mean, kl.half) == (pytest.approx(0.01), pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-4))
+    first, second = no_worse.table(no_worse.study(config)).splitlines()[2:]
+    assert " task |" in first and "yes" in first and "KL(T‖S)" in second and "not shown" in second
+    for bad, said in ((tmp_path, "no run folder"), (tmp_path / "two", "margin length = 0")):
+        with pytest.raises(InputError, match=said):
+            no_worse.study(
+                replace(config, cheaper=bad, margins={"length": 0.0} if "margin" in said else config.margins)
+            )
+    (tmp_path / "three").mkdir()
+    (tmp_path / "three" / "config.yaml").write_text("{}")
+    with pytest.raises(InputError, match="no arm in common"):
+        no_worse.study(replace(config, cheaper=tmp_path / "three"))

@@ -1,0 +1,74 @@
+"""A run's folder on disk: whose it is, files that are whole or not there, and a disk that is full."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from safetensors import SafetensorError
+
+from envs.errors import InputError
+from experiments.config import RunConfig, dump, read_yaml
+
+CONFIG = "config.yaml"
+FREE = set(
+    "checkpoint_seconds threads json out micro_batch jobs agents seeds reference agent seed agent_config device "
+    "gradient_checkpointing".split()
+)
+"""Settings that may change between two runs in one folder: which cells there are, and what each cell checks itself."""
+
+
+@contextmanager
+def full_disk_is_said(out: Path) -> Iterator[None]:
+    """Turns whatever a full disk raises (an OSError, or an error of torch's or safetensors' own) into an InputError."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        room = shutil.disk_usage(next(place for place in (out, *out.resolve().parents) if place.exists())).free
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        if full or ("PytorchStreamWriter" in str(error) and room < 2**24):
+            raise InputError(
+                f"no space is left on the disk of {out} ({room / 2**20:.0f} MiB free); free some and give the same "
+                "command again: finished cells and checkpoints are kept"
+            ) from error
+        raise
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def digest(content: str | bytes) -> str:
+    """Sixteen hexadecimal digits that tell one content from another."""
+    return hashlib.blake2b(content.encode() if isinstance(content, str) else content, digest_size=8).hexdigest()
+
+
+def check_folder(config: RunConfig, out: Path) -> None:
+    """Raises: InputError: the folder holds another run, or something else."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give another --out")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not (out / CONFIG).is_file():
+        raise InputError(f"{out} is not empty and holds no {CONFIG}, so it is no run folder; give another --out")
+    theirs = read_yaml(out / CONFIG)
+    ours = yaml.safe_load(dump(config))
+    for key in ours:
+        if key in FREE or key not in theirs:
+            continue
+        mine, other = (value if isinstance(value, list) else [value] for value in (ours[key], theirs[key]))
+        if mine != other:
+            raise InputError(
+                f"{out} holds a run with {key} = {theirs[key]!r}, this one has {ours[key]!r}; give another --out, or "
+                "the same settings to go on with it"
+            )

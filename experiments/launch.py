@@ -1,0 +1,47 @@
+"""One run in several processes, as `torchrun` and `accelerate launch` start them; process 0 alone writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from agents import learner_class, parallel
+from agents.loop import LoopAgent
+from envs.errors import InputError
+from experiments.arms import agent_of
+
+PATIENCE = timedelta(hours=12)  # for process 0 while it measures
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Within, this process is one of those that its launcher started; with no launcher, it is alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def check(arms: Sequence[str], jobs: int, trials: int) -> None:
+    """Raises: InputError: something that one process does by itself is asked of several."""
+    if parallel.size() == 1:
+        return
+    for name, value, alone in (("jobs", jobs, 1), ("trials", trials, 0)):
+        if value != alone:
+            raise InputError(
+                f"{name} = {value} in {parallel.size()} processes of a launcher, which learn as one; leave --{name} "
+                "out, or launch a single process"
+            )
+    if walking := [arm for arm in arms if issubclass(learner_class(agent_of(arm)), LoopAgent)]:
+        raise InputError(
+            f"{walking[0]} walks by itself, in one process, and {parallel.size()} were launched; leave it out, or "
+            "launch one"
+        )

@@ -1,0 +1,130 @@
+"""Several processes of a launcher: the weights of one, files from process 0 alone, and another number on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from agents import parallel
+from envs.errors import InputError
+from experiments import launch
+from experiments.compare import compare
+from tests.experiments.runs import prompts_file, small
+
+SETTINGS = """--teacher table:toy --student tiny --max-new-tokens 6 --episodes 24 --batch-size 6 --eval-prompts 4
+    --eval-every 10 --updates 20 --checkpoint-seconds 0 --threads 1""".split()
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
+
+
+def words(folder: Path, agent: str, launcher: list[str] | None = None) -> list[str]:
+    """The command of a run in `folder`."""
+    own = ["distill", "--agent", agent, "--prompts", str(prompts_file(folder)), "--out", str(folder / "run")]
+    return [sys.executable, *(launcher or []), "-m", "experiments", *own, *SETTINGS]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def run(folder: Path, agent: str, launcher: list[str] | None = None) -> str:
+    """What a run prints. Its folder is made."""
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(
+        words(folder, agent, launcher), env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    (student,) = (folder / "run" / "students").iterdir()
+    return load_file(student / "model.safetensors")
+
+
+def files(folder: Path) -> set[str]:
+    """Every file of a run by its place; event files by their folder, as their names hold time and process."""
+    found = {path.relative_to(folder / "run") for path in (folder / "run").rglob("*") if path.is_file()}
+    return {str(path.parent if path.name.startswith("events") else path) for path in found}
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process; half of its batches are the student's own walk."""
+    place = tmp_path_factory.mktemp("alone")
+    run(place, "gkd")
+    return place
+
+
+def test_two_processes_are_one_run(alone: Path, tmp_path: Path) -> None:
+    said = run(tmp_path, "gkd", TORCHRUN)
+    assert_same(weights(tmp_path), weights(alone))
+    assert files(tmp_path) == files(alone)
+    assert said.count("KL(T‖S)") == 1  # one table, of process 0
+    one, two = (json.loads(next(place.glob("run/cells/gkd*/result.json")).read_text()) for place in (alone, tmp_path))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert one["measures"].keys() == two["measures"].keys()
+    for cost in ("tokens", "teacher_tokens", "student_tokens"):
+        assert one[cost] == two[cost]
+
+
+def test_a_run_killed_in_two_processes_goes_on_in_one(alone: Path, tmp_path: Path) -> None:
+    with subprocess.Popen(words(tmp_path, "gkd", TORCHRUN), env=environment(), start_new_session=True) as process:
+        deadline = time.monotonic() + 200
+        while not list(tmp_path.glob("run/cells/gkd*/checkpoints/*[0-9]")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not list(tmp_path.glob("run/cells/gkd*/result.json"))
+    run(tmp_path, "gkd")
+    assert_same(weights(tmp_path), weights(alone))
+
+
+@pytest.mark.long
+def test_a_run_of_one_goes_on_in_two_under_accelerate(alone: Path, tmp_path: Path) -> None:
+    with subprocess.Popen(words(tmp_path, "gkd"), env=environment()) as process:
+        while not list(tmp_path.glob("run/cells/gkd*/checkpoints/*[0-9]")) and process.poll() is None:
+            time.sleep(0.05)
+        process.kill()
+    assert not list(tmp_path.glob("run/cells/gkd*/result.json"))
+    run(tmp_path, "gkd", ACCELERATE)
+    assert_same(weights(tmp_path), weights(alone))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"jobs": 2}, "jobs = 2 in 2 processes .* leave --jobs out"),
+        ({"trials": 2}, "trials = 2 in 2 processes"),
+        ({"agents": ("bc", "sb3:dqn")}, "sb3:dqn walks by itself, in one process, and 2 were launched"),
+    ],
+)
+def test_what_one_process_does_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setattr(parallel, "size", lambda: 2)
+    with pytest.raises(InputError, match=said):
+        compare(small(tmp_path, **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_launcher_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with launch.joined():
+        assert parallel.size() == 1
