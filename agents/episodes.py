@@ -11,6 +11,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ class Episodes:
         """Steps that happened.  # (B, T) bool"""
         return torch.arange(self.slots.shape[1], device=self.length.device) < self.length[:, None]
 
-    @property
+    @cached_property
     def states(self) -> Tensor:
         """States with candidates: rows < length, and row `length` of a truncated episode.  # (B, T+1) bool"""
         return self.mask.any(-1)

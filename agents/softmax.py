@@ -18,7 +18,7 @@ def picked(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         z(a) for a ∈ ids,   log Σ_{a ∈ V} exp z(a)
 
     As `logits.gather(1, ids)` and `logits.logsumexp(1)`, whose gradients would be a buffer (N, V) each, and their sums
-    more; here it is written once: softmax · ∂/∂lse, and ∂/∂z added at the ids.
+    more; here it is written once: softmax · ∂/∂lse, and ∂/∂z added at the ids, without an exponential of its own.
 
     Args:
         logits: (N, V); ids: (N, K) int64.
@@ -30,20 +30,19 @@ def picked(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 class _Picked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        everything = torch.cat([part.logsumexp(1) for part in logits.chunk(_parts(logits))])
-        ctx.save_for_backward(logits, ids, everything)
-        return logits.gather(1, ids), everything
+        if not ctx.needs_input_grad[0]:
+            return logits.gather(1, ids), torch.cat([part.logsumexp(1) for part in logits.chunk(_parts(logits))])
+        most = logits.amax(1, keepdim=True)
+        mass = (logits - most).exp_()  # what the gradient is made of, too
+        sums = mass.sum(1)
+        ctx.save_for_backward(mass, ids, sums)
+        return logits.gather(1, ids), most[:, 0] + sums.log()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        logits, ids, everything = ctx.saved_tensors
+        mass, ids, sums = ctx.saved_tensors
         at_ids, at_sum = gradients
-        whole = torch.empty_like(logits)
-        tensors = (value.chunk(_parts(logits)) for value in (whole, logits, everything, at_sum))
-        for part, own, normaliser, weight in zip(*tensors, strict=True):
-            torch.sub(own, normaliser[:, None], out=part)
-            part.exp_().mul_(weight[:, None])
-        return whole.scatter_add_(1, ids, at_ids), None
+        return (mass * (at_sum / sums)[:, None]).scatter_add_(1, ids, at_ids), None
 
 
 _picked: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _Picked.apply
