@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from agents import parallel
+from agents import parallel, sharding
 from agents.episodes import Episodes
 from agents.errors import DivergedError, InputError
 from agents.optimiser import clip_gradients, optimiser_of
@@ -232,10 +232,8 @@ class Agent(ABC, Generic[C]):
         legal = np.where(arrays["mask"].astype(bool), policy + noise, -np.inf)
         return np.asarray(legal.argmax(-1)[0] if single else legal.argmax(-1))
 
-    def save(self, directory: str | Path) -> None:
-        """Write everything the next update depends on, whole or not at all."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+    def state(self) -> dict[str, Any]:
+        """Everything the next update depends on; of weights that are spread over processes, all in process 0."""
         state = {
             "agent": self.name,
             "updates": self.updates,
@@ -244,8 +242,15 @@ class Agent(ABC, Generic[C]):
             "generator": self.generator.get_state(),
             "extras": {name: module.state_dict() for name, module in self.extras().items()},
         }
+        found: dict[str, Any] = sharding.whole(state)
+        return found
+
+    def save(self, directory: str | Path, state: dict[str, Any] | None = None) -> None:
+        """Write the state, that of now if none is given, whole or not at all."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
         partial = directory / (STATE + ".partial")
-        torch.save(state, partial)
+        torch.save(state or self.state(), partial)
         os.replace(partial, directory / STATE)
 
     def load(self, directory: str | Path) -> None:
@@ -259,8 +264,11 @@ class Agent(ABC, Generic[C]):
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["agent"] != self.name:
             raise InputError(f"{path} was saved by {state['agent']}, not by {self.name}; use another directory")
-        self.student.load_state_dict(state["student"])
+        own = self.student.state_dict()
+        found = {name: sharding.spread(value, own.get(name)) for name, value in state["student"].items()}
+        self.student.load_state_dict(found)
         self.optimiser.load_state_dict(state["optimiser"])
+        sharding.spread_moments(self.optimiser)
         self.generator.set_state(state["generator"])
         for name, module in self.extras().items():
             module.load_state_dict(state["extras"][name])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents import parallel, sharding
 from agents.errors import InputError
 
 
@@ -88,6 +89,6 @@ def clip_gradients(parameters: Sequence[Tensor], most: float) -> Tensor:
             found.append(parameter.grad.values() if parameter.grad.is_sparse else parameter.grad)
     if not found:
         return torch.tensor(0.0)
-    norm = torch.nn.utils.get_total_norm(found)
-    torch._foreach_mul_(found, (most / (norm + 1e-6)).clamp(max=1.0))
+    norm = sharding.norm_of(found) if any(map(parallel.is_spread, found)) else torch.nn.utils.get_total_norm(found)
+    torch._foreach_mul_([sharding.part_of(value) for value in found], (most / (norm + 1e-6)).clamp(max=1.0))
     return norm

@@ -17,6 +17,11 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+def is_spread(value: Any) -> bool:
+    """Whether a tensor lies in several processes: a DTensor, whose module takes seconds to import."""
+    return hasattr(value, "placements")
+
+
 _apart = False  # within `first`, where process 0 is by itself
 
 
@@ -74,7 +79,8 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
         return
     kinds: dict[torch.dtype, list[Tensor]] = {}
     for parameter in parameters:
-        kinds.setdefault(parameter.dtype, []).append(parameter)
+        if not is_spread(parameter):  # whose gradient is the mean already
+            kinds.setdefault(parameter.dtype, []).append(parameter)
     for own in kinds.values():
         found = [torch.zeros_like(each) if each.grad is None else each.grad.to_dense() for each in own]
         marks = [_marks(each) for each in own]

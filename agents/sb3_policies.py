@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from agents import objectives
 from agents.errors import InputError
+from agents.loading import load_tokenizer
 from agents.scores import renormalised
-from agents.student import Student, load_tokenizer
+from agents.student import Student
 
 try:
     from sb3_contrib.common.maskable.distributions import MaskableCategoricalDistribution

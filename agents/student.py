@@ -22,11 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from agents import parallel
+from agents import parallel, sharding
 from agents.adapters import merged
 from agents.episodes import Episodes
 from agents.errors import InputError
 from agents.leaves import Leaves, read_apart, read_packed, why_not_packed
+from agents.loading import check_tokenizers, load_tokenizer, read_model
 from agents.scores import Scores, on_candidates, pack, places_of, spread, unpack_leaves, unpack_scores
 from agents.vocabulary import Head, Part
 
@@ -52,6 +53,7 @@ class Student(nn.Module):
         nn.init.zeros_(self.value_head.bias)
         self._packs_leaves: bool | None = None
         self._rests = False
+        self._plain: type[Any] | None = None  # the model's class, where its weights are spread
 
     @property
     def width(self) -> int:
@@ -215,6 +217,8 @@ class Student(nn.Module):
         """
         if not self.head.resting:
             return []
+        if self.is_spread:
+            raise InputError("rows of weights that are spread over processes cannot rest; leave --shard out")
         embedding, layer = self.model.get_input_embeddings(), self.model.get_output_embeddings()
         if not isinstance(embedding, nn.Embedding):
             raise InputError(f"the input embedding is a {type(embedding).__name__}, not an Embedding; let no rows rest")
@@ -222,8 +226,41 @@ class Student(nn.Module):
         found = {id(weight): weight for weight in (embedding.weight, layer.weight) if weight.requires_grad}
         return list(found.values())
 
+    @property
+    def is_spread(self) -> bool:
+        """Whether its weights lie in several processes."""
+        return self._plain is not None
+
+    def shard(self) -> None:
+        """Spread the model's weights over the processes, if there are several."""
+        if parallel.size() > 1:
+            self._plain = type(self.model)
+            sharding.shard(self.model)
+
+    def whole(self) -> Student:
+        """This student with all its weights in process 0, to be read or saved there; itself if they are not spread.
+
+        All processes call this together.
+        """
+        if self._plain is None:
+            return self
+        state = sharding.whole(self.model.state_dict())
+        if parallel.rank():
+            return self
+        model = self._plain(self.model.config)
+        model.load_state_dict(state)
+        model.generation_config = self.model.generation_config
+        found = Student(model, self.tokenizer, self.head)
+        found.value_head.load_state_dict(self.value_head.state_dict())
+        return found
+
     def copy(self) -> Self:
-        """A frozen copy, as a target network; the tokenizer is shared."""
+        """A frozen copy, as a target network; the tokenizer is shared.
+
+        Raises: InputError: its weights are spread over processes.
+        """
+        if self.is_spread:
+            raise InputError("a target network copies its student, whose weights are spread; leave --shard out")
         twin = copy.deepcopy(self, {id(self.tokenizer): self.tokenizer})
         return twin.requires_grad_(False)
 
@@ -309,45 +346,6 @@ def _random(config: Any, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)
-
-
-def read_model(spec: str, attn_implementation: str | None = None, trust_remote_code: bool = False) -> Any:
-    """A causal LM in float32 from a directory or the hub.
-
-    Args:
-        attn_implementation: as transformers names them; None: its own choice.
-        trust_remote_code: run the code that comes with it.
-    Raises: InputError: nothing can be loaded.
-    """
-    from transformers import AutoModelForCausalLM
-
-    kind = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            spec, dtype=torch.float32, trust_remote_code=trust_remote_code, **kind
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"student {spec!r} is neither a directory nor a causal LM on the hub: {error}") from error
-
-
-def load_tokenizer(source: str) -> Any:
-    """A tokenizer of the class its own files name: an architecture's usual class may misread a generic one."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-    from transformers.models.auto.tokenization_auto import get_tokenizer_config
-
-    generic = get_tokenizer_config(source).get("tokenizer_class") in {"TokenizersBackend", "PreTrainedTokenizerFast"}
-    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source)
-
-
-def check_tokenizers(teacher: Any, student: Any) -> None:
-    """Raise one InputError naming the first token that differs; rows without a token are not a mismatch."""
-    ours, theirs = ({number: token for token, number in own.get_vocab().items()} for own in (teacher, student))
-    for number in sorted(ours.keys() | theirs.keys()):
-        if ours.get(number) != theirs.get(number):
-            raise InputError(
-                f"teacher and student have different tokenizers: token {number} is {ours.get(number)!r} to the teacher "
-                f"and {theirs.get(number)!r} to the student; take a student of the teacher's family or a size name"
-            )
 
 
 def model_card(student: Student, figures: Mapping[str, object]) -> str:

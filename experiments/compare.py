@@ -58,6 +58,7 @@ def _run(space: Workspace, arms: Sequence[str], cells: list[Cell], config: Compa
     for arm in [*arms, *([config.warm_start] if config.warm_start else [])]:
         agent = build_agent(config, Cell(arm, 0, space.masses[0]), student, space.settings(arm))
         check_asks_nothing(config, arm, agent)
+        launch.check_spread(config, arm, agent)
     warm_up.check(space)
     if trials:
         tuning.check(space, arms, trials)

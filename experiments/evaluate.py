@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from agents.student import check_tokenizers
+from agents.loading import check_tokenizers
 from envs.candidates import check_top_p, normalise
 from envs.decode import decode
 from envs.errors import InputError

@@ -19,7 +19,7 @@ from experiments.config import RunConfig, dump, read_yaml
 CONFIG = "config.yaml"
 FREE = set(
     "checkpoint_seconds threads json out micro_batch jobs agents seeds reference agent seed agent_config device "
-    "gradient_checkpointing".split()
+    "gradient_checkpointing shard".split()
 )
 """Settings that may change between two runs in one folder: which cells there are, and what each cell checks itself."""
 

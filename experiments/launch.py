@@ -6,13 +6,16 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
 from agents import learner_class, parallel
+from agents.base import Agent
 from agents.loop import LoopAgent
 from envs.errors import InputError
 from experiments.arms import agent_of
+from experiments.config import RunConfig
 
 PATIENCE = timedelta(hours=12)  # for process 0 while it measures
 
@@ -28,6 +31,12 @@ def joined() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def check_spread(config: RunConfig, arm: str, agent: Agent[Any] | LoopAgent[Any]) -> None:
+    """Raises: InputError: an agent lets a student walk whose weights are spread, while one process alone draws."""
+    if config.shard and parallel.size() > 1 and isinstance(agent, Agent) and agent.walks is not None:
+        raise InputError(f"{arm} lets its student walk, which one process does by itself; leave --shard out")
 
 
 def check(arms: Sequence[str], jobs: int, trials: int) -> None:

@@ -41,6 +41,8 @@ def check_limits(config: RunConfig, masses: Sequence[float]) -> None:
         value = getattr(config, name, 1)
         if value < 1:
             raise InputError(f"{name} = {value} is below 1")
+    if config.shard and config.lora:
+        raise InputError(f"lora = {config.lora} leaves little to spread; leave --shard out")
     free = {"seeds": "0 compares nothing", "trials": "0 searches nothing"}
     free |= {"micro_batch": "0 takes whole batches", "lora": "0 learns all weights"}
     for name, nothing in free.items():

@@ -66,6 +66,7 @@ def _run_cell(space: Workspace, cell: Cell, report: Report) -> dict[str, Any]:
         trainer = trainer_of(cell)(space, cell, settings, folder)
         training = trainer.run(report)
         student = trainer.student
+    student = student.whole()
     report("" if cell.role else "measuring on the test prompts", 0)
     training = {"settings": settings, "processes": parallel.size(), **training}
     return parallel.first(lambda: _finish(space, cell, student, training))
@@ -159,7 +160,7 @@ class Trainer:
                     report("measuring on the validation prompts", 0)
                     self._validate(writer)
                 report(f"loss {figures['loss']:.3f}", 1)
-                if time.monotonic() - saved >= config.checkpoint_seconds:
+                if self._is_due(time.monotonic() - saved >= config.checkpoint_seconds):
                     self._checkpoint()
                     saved = time.monotonic()
         self._checkpoint()
@@ -228,7 +229,8 @@ class Trainer:
     def _validate(self, writer: Any) -> None:
         space = self.space
         exam, rule = space.exam("validation"), space.rule(self.cell.top_p)
-        figures = parallel.first(lambda: measure(self.student.model, exam, space.teacher, rule, quick=True))
+        student = self.student.whole()
+        figures = parallel.first(lambda: measure(student.model, exam, space.teacher, rule, quick=True))
         self.record["curve"].append({"updates": self.agent.updates, "seconds": self.record["seconds"], **figures})
         self._log(writer, "validation", figures)
 
@@ -238,13 +240,18 @@ class Trainer:
                 writer.add_scalar(f"{about}/{name}", value, self.agent.updates)
             writer.flush()
 
+    def _is_due(self, here: bool) -> bool:
+        """Whether to keep a checkpoint now: of weights that are spread, all processes do when process 0 says so."""
+        return parallel.first(lambda: here) if self.student.is_spread else here
+
     def _checkpoint(self) -> None:
+        learnt = self.agent.state() if self.student.is_spread or parallel.rank() == 0 else {}
         if parallel.rank():
             return
         with new_checkpoint(self.folder, self.agent.updates) as partial:
             if partial is None:
                 return
-            self.agent.save(partial)
+            self.agent.save(partial, learnt)
             if self.walker is not None:
                 self.walker.save(partial)
             state = {"replay": self.replay.state_dict(), "record": self.record, "settings": self.settings}

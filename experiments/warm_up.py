@@ -69,8 +69,10 @@ def _round(space: Workspace, seed: int, number: int, student: Student, report: R
     trainer = Trainer(space, cell, space.settings(cell.agent), place, student)
     result = trainer.run(lambda text, done: report(f"warming up, round {number + 1}: {text}", 0))
 
+    student = trainer.student.whole()
+
     def keep() -> None:
-        trainer.student.save(place)
+        student.save(place)
         write(place / RESULT, json.dumps(result))
         shutil.rmtree(place / "checkpoints", ignore_errors=True)
 

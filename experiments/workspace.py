@@ -254,7 +254,10 @@ class Workspace:
             student.model = adapted(student.model, config.lora, seed)
         if config.gradient_checkpointing:
             student.model = recomputing(student.model)
-        return student.to(self.device)
+        student.to(self.device)
+        if config.shard:
+            student.shard()
+        return student
 
     @property
     def start_directory(self) -> Path:

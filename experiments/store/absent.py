@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from agents.student import load_tokenizer
+from agents.loading import load_tokenizer
 from envs.errors import InputError
 from envs.hf_teacher import encoded
 from experiments.config import ABSENT

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from agents.episodes import PAD_LOGP, Episodes
 from agents.errors import InputError
-from agents.student import SIZES, Student, build_student, check_tokenizers
+from agents.loading import check_tokenizers
+from agents.student import SIZES, Student, build_student
 from tests.agents.test_episodes import fields
 
 WIDTHS: dict[str, dict[str, Any]] = {

@@ -15,7 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from agents import parallel
+from agents import make_agent, parallel, sharding
+from agents.errors import InputError as AgentInputError
+from agents.student import build_student
+from agents.vocabulary import Head
 from envs.errors import InputError
 from experiments import launch
 from experiments.compare import compare
@@ -27,24 +30,35 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
 
 
-def words(folder: Path, agent: str, launcher: list[str] | None = None) -> list[str]:
+def words(folder: Path, agent: str, launcher: list[str] | None = None, *more: str) -> list[str]:
     """The command of a run in `folder`."""
     own = ["distill", "--agent", agent, "--prompts", str(prompts_file(folder)), "--out", str(folder / "run")]
-    return [sys.executable, *(launcher or []), "-m", "experiments", *own, *SETTINGS]
+    return [sys.executable, *(launcher or []), "-m", "experiments", *own, *SETTINGS, *more]
 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def run(folder: Path, agent: str, launcher: list[str] | None = None) -> str:
+def run(folder: Path, agent: str, launcher: list[str] | None = None, *more: str) -> str:
     """What a run prints. Its folder is made."""
     folder.mkdir(exist_ok=True)
-    done = subprocess.run(
-        words(folder, agent, launcher), env=environment(), capture_output=True, text=True, timeout=300
-    )
+    command = words(folder, agent, launcher, *more)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def stop_at_a_checkpoint(folder: Path, command: list[str]) -> None:
+    """Kill a run, all processes at once and without warning, as soon as it has kept a checkpoint."""
+    with subprocess.Popen(command, env=environment(), start_new_session=True) as process:
+        deadline = time.monotonic() + 200
+        while not list(folder.glob("run/cells/*/checkpoints/*[0-9]")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert list(folder.glob("run/cells/*/checkpoints/*[0-9]"))
+    assert not [path for path in folder.glob("run/cells/*/result.json") if "start" not in path.parent.name]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -85,26 +99,29 @@ def test_two_processes_are_one_run(alone: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_killed_in_two_processes_goes_on_in_one(alone: Path, tmp_path: Path) -> None:
-    with subprocess.Popen(words(tmp_path, "gkd", TORCHRUN), env=environment(), start_new_session=True) as process:
-        deadline = time.monotonic() + 200
-        while not list(tmp_path.glob("run/cells/gkd*/checkpoints/*[0-9]")) and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
-    assert not list(tmp_path.glob("run/cells/gkd*/result.json"))
+    stop_at_a_checkpoint(tmp_path, words(tmp_path, "gkd", TORCHRUN))
     run(tmp_path, "gkd")
     assert_same(weights(tmp_path), weights(alone))
 
 
 @pytest.mark.long
 def test_a_run_of_one_goes_on_in_two_under_accelerate(alone: Path, tmp_path: Path) -> None:
-    with subprocess.Popen(words(tmp_path, "gkd"), env=environment()) as process:
-        while not list(tmp_path.glob("run/cells/gkd*/checkpoints/*[0-9]")) and process.poll() is None:
-            time.sleep(0.05)
-        process.kill()
-    assert not list(tmp_path.glob("run/cells/gkd*/result.json"))
+    stop_at_a_checkpoint(tmp_path, words(tmp_path, "gkd"))
     run(tmp_path, "gkd", ACCELERATE)
     assert_same(weights(tmp_path), weights(alone))
+
+
+def test_spread_weights_are_the_same_run_and_go_on_whole(tmp_path: Path) -> None:
+    """`kd` in one process; spread over two; and spread until it is killed, then by one process."""
+    run(tmp_path / "alone", "kd")
+    run(tmp_path / "spread", "kd", TORCHRUN, "--shard")
+    assert_same(weights(tmp_path / "spread"), weights(tmp_path / "alone"))
+    assert files(tmp_path / "spread") == files(tmp_path / "alone")
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    stop_at_a_checkpoint(stopped, words(stopped, "kd", TORCHRUN, "--shard"))
+    run(stopped, "kd")
+    assert_same(weights(stopped), weights(tmp_path / "alone"))
 
 
 @pytest.mark.parametrize(
@@ -128,3 +145,34 @@ def test_without_a_launcher_there_is_one_process(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with launch.joined():
         assert parallel.size() == 1
+
+
+@pytest.mark.parametrize(
+    ("agent", "changes", "said"),
+    [
+        ("gkd", {}, "gkd lets its student walk, which one process does by itself; leave --shard out"),
+        ("kd", {"lora": 2}, "lora = 2 leaves little to spread; leave --shard out"),
+    ],
+)
+def test_what_cannot_be_spread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: str, changes: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setattr(parallel, "size", lambda: 2)
+    monkeypatch.setattr(sharding, "shard", lambda model: None)
+    with pytest.raises(InputError, match=said):
+        compare(small(tmp_path, agents=(agent,), shard=True, **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_student_whose_weights_are_spread_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "size", lambda: 2)
+    monkeypatch.setattr(sharding, "shard", lambda model: None)
+    for head, agent, said in (
+        (Head(), "soft_q", "a target network copies its student, whose weights are spread; leave --shard out"),
+        (Head(resting=True), "kd", "rows of weights that are spread over processes cannot rest"),
+    ):
+        student = build_student("tiny", tokenizer=None, vocab_size=8)
+        student.head = head
+        student.shard()
+        with pytest.raises(AgentInputError, match=said):
+            make_agent(agent, student, total_updates=1)
