@@ -82,8 +82,12 @@ def measure(student: Any, exam: Exam, teacher: Teacher, rule: Rule, *, quick: bo
         quick: the measures along the teacher's samples and of the greedy replies only.
     Returns: name -> value; KL and entropy in nats per token, lengths in tokens. An exam without the teacher's samples
         gives what needs no teacher.
+    Raises: InputError: see `check_rows`.
     """
     policy = teacher if student is None else student
+    if student is not None:
+        said = max((max(text) for text in (*exam.ids, *exam.samples, *exam.greedy) if text), default=0)
+        check_rows(said, student.get_output_embeddings().weight.shape[0])
     replies = exam.greedy if student is None else answers(student, exam.ids, teacher, rule, 0.0)
     greedy = [teacher.decode(reply) for reply in replies]
     figures = {
@@ -107,6 +111,15 @@ def measure(student: Any, exam: Exam, teacher: Teacher, rule: Rule, *, quick: bo
         **{name: value for name, value in overlaps.items() if value is not None},
         "parameters": float(parameters_of(policy)),
     }
+
+
+def check_rows(token: int, rows: int) -> None:
+    """Raises: InputError: the teacher has a token, the largest that it named, for which the student has no row."""
+    if token >= rows:
+        raise InputError(
+            f"the teacher gives mass to token {token}, the student's vocabulary has {rows} rows: rows that pad a "
+            "vocabulary are no tokens, and this teacher was not taught so; take a student padded at least as far"
+        )
 
 
 def _beside(student: Any, exam: Exam, teacher: Teacher, rule: Rule) -> dict[str, float]:

@@ -27,7 +27,7 @@ from agents.replay import Replay
 from agents.student import Student
 from experiments.arms import agent_of
 from experiments.cell import build_agent, check_settings, last_checkpoint, new_checkpoint
-from experiments.evaluate import measure, remember_training_prompts
+from experiments.evaluate import check_rows, measure, remember_training_prompts
 from experiments.flops import EVERY, counted, of_reading
 from experiments.folder import full_disk_is_said, write
 from experiments.labels import Labels
@@ -197,6 +197,7 @@ class Trainer:
         """
         before = self.replay.state_dict()
         batch, asked = self.labels.attach(self._batch())
+        check_rows(max(int(batch.ids.max()), int(batch.tokens.max())), self.student.vocab_size)
         tokens, batch = int(batch.length.sum()), batch.to(self.space.device)
         try:
             if self.agent.updates % EVERY == 0:

@@ -206,6 +206,23 @@ def test_a_damaged_shard_is_named_and_drawn_anew_alone(tmp_path: Path) -> None:
     assert damaged.read_bytes() == before[damaged][0]
 
 
+def test_a_disk_that_fills_up_in_the_middle_of_a_shard_loses_nothing(tmp_path: Path) -> None:
+    """The shard's bytes go to /dev/full, which takes none of them."""
+    own = config(tmp_path)
+    draw(own)
+    whole = {path: path.read_bytes() for path in own.out.glob("shard-*.arrow")}
+    partial = own.out / "shard-00001.arrow.partial"
+    (own.out / "shard-00001.arrow").unlink()
+    partial.symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"no space is left on the disk of .*store .* give the same command again"):
+        draw(own)
+    assert not (own.out / "shard-00001.arrow").exists()
+    assert (own.out / "shard-00000.arrow").read_bytes() == whole[own.out / "shard-00000.arrow"]
+    partial.unlink()
+    draw(own)
+    assert {path: path.read_bytes() for path in own.out.glob("shard-*.arrow")} == whole
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     own = config(tmp_path)
     with pytest.raises(InputError, match="no store in"):

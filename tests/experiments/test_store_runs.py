@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from experiments.config import CompareConfig
 from experiments.store.draw import CollectConfig, draw
 from experiments.store.shards import Store, Stored
 from experiments.workspace import Workspace
-from tests.envs.models import save_tiny
+from tests.envs.models import save_tiny, tiny_model, tiny_tokenizer
 from tests.experiments.runs import small
 
 
@@ -98,6 +99,26 @@ def test_a_store_that_does_not_fit_the_run_is_refused(tmp_path: Path) -> None:
     everything = stored(tmp_path, out=tmp_path / "everything", prompt_split="all")
     with pytest.raises(InputError, match="which the run measures on"):
         compare(replace(config, store=everything.out))
+
+
+@pytest.mark.parametrize("agent", ["bc", "kd", "soft_q"])
+def test_vocabularies_that_are_padded_differently(tmp_path: Path, agent: str) -> None:
+    """A padded row with mass and no row in the student is named; a student that is padded further learns."""
+    for name, rows, seed in (("teacher", 104, 0), ("narrow", 100, 1), ("wide", 112, 2)):
+        tiny_model("llama", rows, seed).save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+    lines = [f"w{number} w{number + 1}" for number in range(3, 40)]
+    (tmp_path / "words.txt").write_text("\n".join(lines), encoding="utf-8")
+    common = {"teacher": str(tmp_path / "teacher"), "prompts": tmp_path / "words.txt", "max_new_tokens": 6}
+    own = CollectConfig(out=tmp_path / "store", **common)
+    draw(own)
+    config = replace(small(tmp_path, agents=(agent,), store=own.out, updates=4), **common)
+    with pytest.raises(InputError, match=r"gives mass to token 1\d\d, the student's vocabulary has 100 rows"):
+        compare(replace(config, student=str(tmp_path / "narrow")))
+    rows = compare(replace(config, student=str(tmp_path / "wide"), out=tmp_path / "wider"))
+    assert all(math.isfinite(row.measures["forward_kl"]) for row in rows)
+    begun, learnt = (Student.load(place) for place in (tmp_path / "wide", tmp_path / f"wider/students/{agent}-seed0"))
+    assert learnt.vocab_size == 112 and not torch.equal(*(own.model.lm_head.weight for own in (begun, learnt)))
 
 
 def test_a_run_goes_on_with_its_store_alone(tmp_path: Path) -> None:
