@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import dynamic_module_utils
 
+from agents.student import Student
 from envs.candidates import normalise
 from envs.errors import InputError
 from envs.hf_teacher import HFTeacher, eos_ids_of, load_causal_lm
@@ -180,3 +181,13 @@ def test_code_that_comes_with_a_model_runs_only_when_asked_for(tmp_path: Path, m
         load_causal_lm(directory)
     model, _ = load_causal_lm(directory, Loading(trust_remote_code=True))
     assert type(model).__name__ == "OwnModel"
+
+
+def test_weights_in_several_files_are_one_model(tmp_path: Path) -> None:
+    model, directory = tiny_model("llama"), tmp_path / "llama"
+    model.save_pretrained(directory, max_shard_size="20KB")
+    tiny_tokenizer().save_pretrained(directory)
+    assert len(list(directory.glob("model-*.safetensors"))) > 1
+    teacher, student = load_causal_lm(directory)[0], Student.load(directory).model
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, teacher.state_dict()[name]) and torch.equal(value, student.state_dict()[name])
