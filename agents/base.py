@@ -204,7 +204,7 @@ class Agent(ABC, Generic[C]):
         self.optimiser.zero_grad(set_to_none=True)
         if loss.requires_grad:
             torch.autograd.backward(loss)
-        parallel.average_gradients(self.trainables())
+        parallel.average_gradients(self.trainables(), getattr(self.optimiser, "rows", ()))
         norm = clip_gradients(self.trainables(), self.config.clip)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise DivergedError(

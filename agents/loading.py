@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,32 +11,52 @@ import torch
 from agents.errors import InputError
 
 
-def read_model(spec: str, attn_implementation: str | None = None, trust_remote_code: bool = False) -> Any:
+def read_model(source: str, attn_implementation: str | None = None, trust_remote_code: bool = False) -> Any:
     """A causal LM in float32 from a directory or the hub.
 
     Args:
         attn_implementation: as transformers names them; None: its own choice.
         trust_remote_code: run the code that comes with it.
-    Raises: InputError: nothing can be loaded.
+    Raises: InputError: nothing can be loaded, or it comes with code that is not to be run.
     """
     from transformers import AutoModelForCausalLM
 
     kind = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    try:
+    with _said(source):
         return AutoModelForCausalLM.from_pretrained(
-            spec, dtype=torch.float32, trust_remote_code=trust_remote_code, **kind
+            source, dtype=torch.float32, trust_remote_code=trust_remote_code, **kind
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"student {spec!r} is neither a directory nor a causal LM on the hub: {error}") from error
 
 
-def load_tokenizer(source: str) -> Any:
-    """A tokenizer of the class its own files name: an architecture's usual class may misread a generic one."""
+def load_tokenizer(source: str, trust_remote_code: bool = False) -> Any:
+    """A tokenizer of the class its own files name: an architecture's usual class may misread a generic one.
+
+    Raises: InputError: as `read_model`.
+    """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-    generic = get_tokenizer_config(source).get("tokenizer_class") in {"TokenizersBackend", "PreTrainedTokenizerFast"}
-    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source)
+    with _said(source):
+        generic = get_tokenizer_config(source).get("tokenizer_class") in {
+            "TokenizersBackend",
+            "PreTrainedTokenizerFast",
+        }
+        if generic:
+            return PreTrainedTokenizerFast.from_pretrained(source)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def _said(source: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"student {source!r} comes with code of its own, which is not run unless asked for; read it, and give "
+                "--trust-remote-code"
+            ) from error
+        raise InputError(f"student {source!r} is neither a directory nor a causal LM on the hub: {error}") from error
 
 
 def check_tokenizers(teacher: Any, student: Any) -> None:

@@ -7,6 +7,7 @@ the default group of `torch.distributed`; without one there is a single process 
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
 
@@ -69,38 +70,49 @@ class _Gather(torch.autograd.Function):
 
 
 @torch.no_grad()
-def average_gradients(parameters: Iterable[Tensor]) -> None:
+def average_gradients(parameters: Iterable[Tensor], by_rows: Iterable[Tensor] = ()) -> None:
     """Replace every gradient by its mean over the processes; one that a process lacks counts as 0 there.
 
-    A gradient by rows keeps the rows that any of the processes names; where none has a gradient there is none after.
-    One transfer for each type of number.
+    A gradient of `by_rows` has the rows that are not 0, or are named, in any of the processes; where none has a
+    gradient there is none after. One transfer for each type of number and device.
     """
     if size() == 1:
         return
-    kinds: dict[torch.dtype, list[Tensor]] = {}
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for parameter in parameters:
         if not is_spread(parameter):  # whose gradient is the mean already
-            kinds.setdefault(parameter.dtype, []).append(parameter)
+            kinds.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+    rowwise = {id(parameter) for parameter in by_rows}
     for own in kinds.values():
         found = [torch.zeros_like(each) if each.grad is None else each.grad.to_dense() for each in own]
-        marks = [_marks(each) for each in own]
+        marks = [_rows(each) if id(each) in rowwise else each.new_full((1,), each.grad is not None) for each in own]
         flat = torch.cat([part.flatten() for part in [*found, *marks]])
         dist.all_reduce(flat)
         parts = torch.split(flat / size(), [part.numel() for part in [*found, *marks]])
         for each, mean, mark in zip(own, parts, parts[len(own) :], strict=False):
             mean, rows = mean.view_as(each), mark.nonzero()[:, 0]
-            if len(mark) > 1:
+            each.grad = mean if len(rows) else None
+            if len(rows) and id(each) in rowwise:
                 each.grad = torch.sparse_coo_tensor(rows[None], mean[rows], each.shape)
-            else:
-                each.grad = mean if len(rows) else None
 
 
-def _marks(parameter: Tensor) -> Tensor:
-    """Of a gradient by rows, 1 where it names a row (V,); of another, whether there is one (1,)."""
+def _rows(parameter: Tensor) -> Tensor:
+    """1 where a gradient names a row, or a dense one is not 0.  # (V,)"""
     gradient = parameter.grad
-    if gradient is None or not gradient.is_sparse:
-        return parameter.new_full((1,), float(gradient is not None))
+    if gradient is None:
+        return parameter.new_zeros(len(parameter))
+    if not gradient.is_sparse:
+        return (gradient != 0).any(1).to(parameter.dtype)
     return parameter.new_zeros(len(gradient)).index_fill(0, gradient.coalesce().indices()[0], 1.0)
+
+
+def total(value: float) -> float:
+    """The sum of what the processes have."""
+    if size() == 1:
+        return value
+    found = torch.tensor(value, dtype=torch.float64)
+    dist.all_reduce(found)
+    return float(found)
 
 
 def first(action: Callable[[], T]) -> T:
@@ -116,11 +128,20 @@ def first(action: Callable[[], T]) -> T:
         _apart = True
         try:
             said[0] = action()
-        except (ValueError, OSError, RuntimeError) as error:
-            said[1] = error
+        except Exception as error:  # whatever it is, the others must not wait for it
+            said[1] = _portable(error)
         finally:
             _apart = False
     dist.broadcast_object_list(said, src=0)
     if said[1] is not None:
         raise said[1]
     return cast(T, said[0])
+
+
+def _portable(error: Exception) -> Exception:
+    """An error that another process can be told: itself, or its kind and words where it cannot be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -1,4 +1,4 @@
-"""What scores read of wide logits, in one pass forward and one buffer backward."""
+"""What scores read of wide logits, with one exponential and one buffer each way."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 PART = 2**22
-"""Logits at a time: scratch of 16 MB, which an allocator keeps, where whole (N, V) copies are paged in anew."""
+"""Logits at a time where no gradient is wanted: scratch of 16 MB, which an allocator keeps, in the place of (N, V)."""
 
 
 def picked(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,6 +40,7 @@ class _Picked(torch.autograd.Function):
         return logits.gather(1, ids), most[:, 0] + sums.log()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         mass, ids, sums = ctx.saved_tensors
         at_ids, at_sum = gradients

@@ -247,10 +247,11 @@ class Student(nn.Module):
         state = sharding.whole(self.model.state_dict())
         if parallel.rank():
             return self
-        model = self._plain(self.model.config)
+        with torch.random.fork_rng():  # the others draw no weights
+            model = self._plain(self.model.config)
         model.load_state_dict(state)
         model.generation_config = self.model.generation_config
-        found = Student(model, self.tokenizer, self.head)
+        found = Student(model.to(self.value_head.weight.device), self.tokenizer, self.head)
         found.value_head.load_state_dict(self.value_head.state_dict())
         return found
 
@@ -281,8 +282,9 @@ class Student(nn.Module):
         directory = Path(directory)
         if not (directory / "config.json").is_file():
             raise InputError(f"no student in {directory}: it holds no config.json")
-        named = (directory / "tokenizer_config.json").is_file()
-        student = cls(read_model(str(directory), **options), load_tokenizer(str(directory)) if named else None)
+        named, trust = (directory / "tokenizer_config.json").is_file(), bool(options.get("trust_remote_code"))
+        tokenizer = load_tokenizer(str(directory), trust) if named else None
+        student = cls(read_model(str(directory), **options), tokenizer)
         if (directory / VALUE_HEAD).is_file():
             student.value_head.load_state_dict(load_file(directory / VALUE_HEAD))
         return student
@@ -306,7 +308,8 @@ def build_student(spec: str | Path, *, tokenizer: Any, vocab_size: int, seed: in
     if Path(spec).is_dir():
         student = Student.load(spec, **options)
     elif isinstance(spec, str) and "/" in spec and not spec.startswith((".", "/", "~")):
-        student = Student(read_model(spec, **options), load_tokenizer(spec))
+        trust = bool(options.get("trust_remote_code"))
+        student = Student(read_model(spec, **options), load_tokenizer(spec, trust))
     else:
         near = difflib.get_close_matches(str(spec), SIZES, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""

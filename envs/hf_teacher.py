@@ -34,8 +34,7 @@ def load_causal_lm(source: str | Path, loading: Loading | None = None) -> tuple[
         empty = outline(config, trust)
     except ValueError as error:
         raise InputError(f"no causal model in {name!r} ({_first_line(error)}); {REMEDY}") from error
-    if loading.device == "cpu":
-        check_fits(name, empty, dtype.itemsize)
+    check_fits(name, empty, dtype.itemsize)  # wherever it goes, it is read here first
     kind = {"attn_implementation": loading.attn_implementation} if loading.attn_implementation else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust, **kind)

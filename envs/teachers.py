@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -94,7 +94,8 @@ def load_teacher(
 
     Raises: InputError: an unknown name, or a model that cannot be loaded.
     """
-    loading = loading or Loading(chat_template=chat_template)
+    loading = loading or Loading()
+    loading = replace(loading, chat_template=loading.chat_template or chat_template)
     if isinstance(spec, tuple):
         from envs.hf_teacher import HFTeacher
 

@@ -68,9 +68,12 @@ def _guarded(command: str, words: list[str]) -> int:
     from agents.errors import DivergedError
     from agents.errors import InputError as AgentInputError
     from envs.errors import InputError
+    from experiments import launch
     from experiments.jobs import FailedCells
 
     try:
+        if command not in ("compare", "distill"):
+            launch.refuse(command)
         COMMAND_OF[command](words)
     except (InputError, AgentInputError) as error:
         return _say(str(error), 2)

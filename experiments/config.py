@@ -250,7 +250,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def dump(config: Any) -> str:
     """A config as YAML; `from_mapping` reads it back to an equal one."""
-    return yaml.safe_dump({key: _plain(value) for key, value in asdict(config).items()}, sort_keys=False)
+    return yaml.safe_dump({key: plain(value) for key, value in asdict(config).items()}, sort_keys=False)
 
 
 def _converted(hint: Any, value: Any, who: str) -> Any:
@@ -270,7 +270,8 @@ def _converted(hint: Any, value: Any, who: str) -> Any:
     return value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A setting as YAML has it."""
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value

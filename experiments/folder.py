@@ -8,15 +8,17 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import yaml
 from safetensors import SafetensorError
 
 from envs.errors import InputError
-from experiments.config import RunConfig, dump, read_yaml
+from experiments.config import RunConfig, dump, plain, read_yaml
 
 CONFIG = "config.yaml"
+INPUTS = Path("shared") / "inputs.json"  # digests of what the run reads
 FREE = set(
     "checkpoint_seconds threads json out micro_batch jobs agents seeds reference agent seed agent_config device "
     "gradient_checkpointing shard".split()
@@ -63,12 +65,12 @@ def check_folder(config: RunConfig, out: Path) -> None:
         raise InputError(f"{out} is not empty and holds no {CONFIG}, so it is no run folder; give another --out")
     theirs = read_yaml(out / CONFIG)
     ours = yaml.safe_load(dump(config))
-    for key in ours:
-        if key in FREE or key not in theirs:
-            continue
-        mine, other = (value if isinstance(value, list) else [value] for value in (ours[key], theirs[key]))
+    usual = {field.name: plain(field.default) for field in fields(config)}  # of a folder older than the setting
+    for key in ours.keys() - FREE:
+        before = theirs.get(key, usual[key])
+        mine, other = (value if isinstance(value, list) else [value] for value in (ours[key], before))
         if mine != other:
             raise InputError(
-                f"{out} holds a run with {key} = {theirs[key]!r}, this one has {ours[key]!r}; give another --out, or "
+                f"{out} holds a run with {key} = {before!r}, this one has {ours[key]!r}; give another --out, or "
                 "the same settings to go on with it"
             )

@@ -81,6 +81,8 @@ def _in_turn(space: Workspace, cells: Sequence[Cell], about: str) -> Failures:
             try:
                 _run(space, cell, report)
             except FAILURES as error:
+                if parallel.size() > 1 and not isinstance(error, DivergedError):
+                    raise  # which the others may know nothing of: their launcher ends them
                 failures.append((cell, error))
                 bar.write(f"{cell.name} failed: {error}")
     return failures

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from agents import learner_class, parallel
@@ -20,13 +21,21 @@ from experiments.config import RunConfig
 PATIENCE = timedelta(hours=12)  # for process 0 while it measures
 
 
+def refuse(command: str) -> None:
+    """Raises: InputError: several processes were launched for a command that one does by itself."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(f"{command} runs in one process; launch compare or distill, or give this command alone")
+
+
 @contextmanager
 def joined() -> Iterator[None]:
     """Within, this process is one of those that its launcher started; with no launcher, it is alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo", timeout=PATIENCE)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         yield
     finally:

@@ -43,6 +43,11 @@ def check_limits(config: RunConfig, masses: Sequence[float]) -> None:
             raise InputError(f"{name} = {value} is below 1")
     if config.shard and config.lora:
         raise InputError(f"lora = {config.lora} leaves little to spread; leave --shard out")
+    if config.shard and config.micro_batch:
+        raise InputError(
+            f"micro_batch = {config.micro_batch} of weights that are spread would be fetched unequally often; take "
+            "--gradient-checkpointing, or leave --shard out"
+        )
     free = {"seeds": "0 compares nothing", "trials": "0 searches nothing"}
     free |= {"micro_batch": "0 takes whole batches", "lora": "0 learns all weights"}
     for name, nothing in free.items():

@@ -25,6 +25,7 @@ from agents.errors import DivergedError
 from agents.loop import LoopAgent
 from agents.replay import Replay
 from agents.student import Student
+from envs.errors import InputError
 from experiments.arms import agent_of
 from experiments.cell import build_agent, check_settings, last_checkpoint, new_checkpoint
 from experiments.evaluate import check_rows, measure, remember_training_prompts
@@ -201,7 +202,8 @@ class Trainer:
         tokens, batch = int(batch.length.sum()), batch.to(self.space.device)
         try:
             if self.agent.updates % EVERY == 0:
-                figures, self.record["update_flops"] = counted(lambda: self.agent.update(batch))
+                figures, flops = counted(lambda: self.agent.update(batch))
+                self.record["update_flops"] = parallel.total(flops)
             else:
                 figures = self.agent.update(batch)
         except DivergedError as error:
@@ -224,7 +226,8 @@ class Trainer:
         size = self.agent.config.batch_size
         if self.walker is None:
             return self.replay.sample(size)
-        own = self.walker.sample(self.record)
+        walker = self.walker
+        own = parallel.first(lambda: walker.sample(self.record))
         return Episodes.concatenate([own, self.replay.sample(size - len(own))]) if len(own) < size else own
 
     def _validate(self, writer: Any) -> None:
@@ -259,13 +262,15 @@ class Trainer:
             torch.save(state, partial / "trainer.pt")
 
     def _restore(self) -> None:
-        found = last_checkpoint(self.folder)
+        found = parallel.first(lambda: last_checkpoint(self.folder))
         if found is None:
             return
+        if not found.is_dir():
+            raise InputError(f"process {parallel.rank()} sees no {found}; put --out where all processes see it")
         state = torch.load(found / "trainer.pt", weights_only=True)
         check_settings(self.folder, state["settings"], self.settings)
         self.agent.load(found)
-        if self.walker is not None:
+        if self.walker is not None and parallel.rank() == 0:
             self.walker.load(found)
         self.replay.load_state_dict(state["replay"])
         self.record = state["record"]

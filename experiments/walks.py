@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents import parallel
 from agents.base import Agent
 from agents.episodes import Episodes
 from agents.replay import Replay
@@ -43,8 +42,7 @@ class Walker:
             reward=space.config.reward,
             gamma=getattr(agent.config, "gamma", space.config.gamma),
         )
-        spill = folder / (f"replay-{parallel.rank()}" if parallel.rank() else "replay")
-        self.replay = Replay(walks.episodes * walks.keep, cell.seed, spill, REPLAY_MEMORY)
+        self.replay = Replay(walks.episodes * walks.keep, cell.seed, folder / "replay", REPLAY_MEMORY)
         self.portions = 0
 
     def sample(self, record: dict[str, Any]) -> Episodes:
@@ -62,19 +60,15 @@ class Walker:
     def _draw(self) -> Episodes:
         walks, number = self.walks, self.portions
         self.portions += 1
-
-        def walk() -> Episodes:
-            return collect(
-                self.env,
-                walks.episodes,
-                seed=int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0]),
-                student=self.student.model,
-                student_share=1.0,
-                teacher_mix=walks.teacher_mix * walks.mix_decay**number,
-                version=self.agent.updates,
-            )
-
-        return parallel.first(walk)
+        return collect(
+            self.env,
+            walks.episodes,
+            seed=int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0]),
+            student=self.student.model,
+            student_share=1.0,
+            teacher_mix=walks.teacher_mix * walks.mix_decay**number,
+            version=self.agent.updates,
+        )
 
     def save(self, directory: Path) -> None:
         """Write the portions that are held, and where their passes stand."""

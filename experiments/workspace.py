@@ -38,7 +38,7 @@ from experiments.arms import agent_settings
 from experiments.collect import collect
 from experiments.config import ABSENT, WARM_START_NAME, RunConfig, dump
 from experiments.evaluate import Exam, Rule, refuse_training_prompts, set_exam
-from experiments.folder import CONFIG, check_folder, digest, write
+from experiments.folder import CONFIG, INPUTS, check_folder, digest, write
 from experiments.limits import check_limits
 from experiments.references import replies_of
 
@@ -102,7 +102,7 @@ class Workspace:
         write(self.out / CONFIG, dump(self.config))
 
     def _check_inputs(self) -> None:
-        inputs, record = self._inputs(), self.out / "shared" / "inputs.json"
+        inputs, record = self._inputs(), self.out / INPUTS
         if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != inputs:
             raise InputError(
                 f"the prompts, the teacher's files or the student's have changed since {self.out} was begun; what it "

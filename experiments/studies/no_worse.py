@@ -17,7 +17,7 @@ from typing import Annotated
 import tyro
 
 from envs.errors import InputError
-from experiments.folder import CONFIG
+from experiments.folder import INPUTS
 from experiments.paired import COLUMNS, Difference, differences
 from experiments.report import Row, aligned
 from experiments.studies.command import run
@@ -41,20 +41,36 @@ class NoWorseConfig:
 def study(config: NoWorseConfig) -> list[tuple[Arm, Difference, float]]:
     """Every arm that both runs have, in every measure of the margins: the difference, and how far it may be.
 
-    Raises: InputError: no such runs, no arm in common on two seeds, or a measure that is not paired.
+    Raises: InputError: no such runs, runs that do not compare, no arm in common on two seeds, or a margin without its
+        measure.
     """
     for name, margin in config.margins.items():
         if name not in COLUMNS or margin <= 0:
             raise InputError(f"margin {name} = {margin:g}; it must be above 0, of {', '.join(COLUMNS)}")
+    _check_alike(config.run, config.cheaper)
     one, other = (_rows(place) for place in (config.run, config.cheaper))
     found = []
-    for arm in one.keys() & other.keys():
+    for arm in sorted(one.keys() & other.keys()):
         pairs = [Row(name, row.seed, *row_of(row)) for name, rows in (("", one), (arm[0], other)) for row in rows[arm]]
         known = {entry.measure: entry for entry in differences(pairs, "") if entry.seeds > 1}
+        if known and (missing := config.margins.keys() - known.keys()):
+            raise InputError(f"{arm[0]} has no {', '.join(sorted(missing))} in both runs; leave these margins out")
         found += [(arm, known[name], margin) for name, margin in config.margins.items() if name in known]
     if not found:
         raise InputError(f"{config.run} and {config.cheaper} have no arm in common with two seeds or more")
-    return sorted(found, key=lambda entry: entry[0])
+    return found
+
+
+def _check_alike(*folders: Path) -> None:
+    """Raises: InputError: other held-out prompts, or another teacher, so that the runs do not compare."""
+    inputs = []
+    for folder in folders:
+        if not (folder / INPUTS).is_file():
+            raise InputError(f"{folder} is no run folder; give one of `tdistill compare`")
+        known = json.loads((folder / INPUTS).read_text(encoding="utf-8"))
+        inputs.append({name: digest for name, digest in known.items() if name.split()[0] in ("test", "teacher")})
+    if inputs[0] != inputs[1]:
+        raise InputError(f"{folders[0]} and {folders[1]} have other test prompts or teachers; they do not compare")
 
 
 def row_of(row: Row) -> tuple[float, int, dict[str, float], dict[str, float], list[dict[str, float]]]:
@@ -63,8 +79,6 @@ def row_of(row: Row) -> tuple[float, int, dict[str, float], dict[str, float], li
 
 
 def _rows(folder: Path) -> dict[Arm, list[Row]]:
-    if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder} is no run folder; give one of `tdistill compare`")
     found: dict[Arm, list[Row]] = {}
     for path in sorted(folder.glob(f"cells/*/{RESULT}")):
         cell = json.loads(path.read_text(encoding="utf-8"))

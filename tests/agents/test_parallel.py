@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as processes
+from safetensors import SafetensorError
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
-from agents import make_agent, parallel
+from agents import make_agent, parallel, sharding
 from agents.errors import InputError
 from agents.vocabulary import Head
 from tests.agents.test_micro_batch import AGENTS, batch, student
@@ -22,6 +26,11 @@ ARMS: list[tuple[str, dict[str, Any], str, int]] = [
     ("soft_q", {"gamma": 0.5}, "candidates", 1),
     ("soft_q", {"gamma": 0.5}, "resting", 0),
     ("soft_q", {"gamma": 0.5, "shuffle": True}, "all", 2),
+    ("bc_filtered", {}, "all", 0),
+    ("bellman_distill_released", {"gamma": 0.5}, "all", 0),
+    ("sqil", {"gamma": 0.5}, "all", 0),
+    ("minillm", {}, "all", 0),
+    ("ppo", {}, "all", 0),
     ("actor_critic", {}, "all", 0),
     ("value_tilt", {"gamma": 0.5, "critic_alone": 2}, "all", 0),
 ]
@@ -55,12 +64,49 @@ def work(rank: int, count: int, place: str) -> None:
     heard = parallel.first(lambda: {"from": rank})
     with pytest.raises(InputError, match="said by 0"):
         parallel.first(lambda: complain(rank))
+    for error in (SafetensorError("no space"), Stubborn("at all", rank)):
+        with pytest.raises((SafetensorError, RuntimeError), match=r"no space|Stubborn: at all"):
+            parallel.first(partial(fail, error))
     torch.save((found.detach(), own.grad, heard, parallel.rank(), parallel.size()), Path(place) / f"said-{rank}.pt")
+    torch.save(averaged(rank), Path(place) / f"averaged-{rank}.pt")
+    torch.save((norm(), parallel.total(rank + 1.5)), Path(place) / f"norm-{rank}.pt")
     dist.destroy_process_group()
 
 
 def complain(rank: int) -> None:
     raise InputError(f"said by {rank}")
+
+
+class Stubborn(Exception):
+    """One that does not come back from a pickle."""
+
+    def __init__(self, words: str, rank: int) -> None:
+        super().__init__(words)
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+def averaged(rank: int) -> list[torch.Tensor | None]:
+    """Gradients after averaging: one of both, one that the second process lacks, one that nobody has, two by rows."""
+    both, lacking, nobody, rows, dense = (torch.zeros(3, 2, requires_grad=True) for _ in range(5))
+    both.grad = torch.full((3, 2), 1.0 + 2 * rank)
+    lacking.grad = None if rank else torch.full((3, 2), 4.0)
+    rows.grad = torch.sparse_coo_tensor([[2 * rank]], [[2.0, 6.0]], (3, 2))
+    dense.grad = None if rank else torch.tensor([[0.0, 0.0], [0.0, 8.0], [0.0, 0.0]])
+    whole = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    whole.grad = torch.full((1,), 1.0 + rank, dtype=torch.float64)
+    parameters = [both, lacking, nobody, rows, dense, whole]
+    parallel.average_gradients(parameters, [rows, dense])
+    return [parameter.grad for parameter in parameters]
+
+
+def norm() -> torch.Tensor:
+    """Of (3, 4), spread over both processes, and 12, which each has."""
+    mesh = init_device_mesh("cpu", (2,))
+    spread = distribute_tensor(torch.tensor([3.0, 4.0]), mesh, [Shard(0)])
+    return sharding.norm_of([spread, torch.tensor([12.0])])
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +136,24 @@ def test_what_processes_say_to_one_another(two: Path) -> None:
         torch.testing.assert_close(found, torch.arange(10.0).view(5, 2))
         rows = [[0, 1, 2], [3, 4]][rank]
         torch.testing.assert_close(gradient, 2 * torch.arange(10.0).view(5, 2)[rows])
+
+
+def test_gradients_are_averaged_by_hand(two: Path) -> None:
+    for rank in (0, 1):
+        both, lacking, nobody, rows, dense, whole = torch.load(two / f"averaged-{rank}.pt", weights_only=True)
+        assert both.tolist() == [[2.0, 2.0]] * 3 and lacking.tolist() == [[2.0, 2.0]] * 3 and nobody is None
+        assert rows.is_sparse and rows.coalesce().indices().tolist() == [[0, 2]]
+        assert rows.to_dense().tolist() == [[1.0, 3.0], [0.0, 0.0], [1.0, 3.0]]
+        assert dense.is_sparse and dense.coalesce().indices().tolist() == [[1]]
+        assert dense.to_dense().tolist() == [[0.0, 0.0], [0.0, 4.0], [0.0, 0.0]]
+        assert whole.item() == 1.5 and whole.dtype == torch.float64
+
+
+def test_the_norm_of_spread_gradients_by_hand(two: Path) -> None:
+    """√(3² + 4² + 12²) = 13; and the total of 1.5 and 2.5."""
+    for rank in (0, 1):
+        found, total = torch.load(two / f"norm-{rank}.pt", weights_only=True)
+        assert float(found) == pytest.approx(13.0) and total == 4.0
 
 
 def test_a_process_alone_shares_nothing() -> None:

@@ -35,3 +35,11 @@ def test_one_of_two_answers_is_enough_for_a_gradient() -> None:
     ids = torch.tensor([[1], [0], [4]])
     for number in (0, 1):
         assert torch.autograd.gradcheck(lambda z, number=number: picked(z, ids)[number], [logits])
+
+
+def test_a_second_derivative_is_refused() -> None:
+    logits = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    everything = picked(logits, torch.tensor([[1], [0], [4]]))[1]
+    (slope,) = torch.autograd.grad(everything.square().sum(), [logits], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        torch.autograd.backward(slope.sum())

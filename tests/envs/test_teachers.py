@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import dynamic_module_utils
 
+from agents.errors import InputError as StudentError
 from agents.student import Student
 from envs.candidates import normalise
 from envs.errors import InputError
@@ -159,6 +160,7 @@ def test_what_is_not_there_is_said_before_anything_is_loaded(options: dict[str, 
         Loading(**options)
 
 
+TRUST = {"trust_remote_code": True}
 OWN_CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -179,8 +181,10 @@ def test_code_that_comes_with_a_model_runs_only_when_asked_for(tmp_path: Path, m
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     with pytest.raises(InputError, match=r"code of its own, which is not run unless asked for; .* --trust-remote-code"):
         load_causal_lm(directory)
-    model, _ = load_causal_lm(directory, Loading(trust_remote_code=True))
-    assert type(model).__name__ == "OwnModel"
+    with pytest.raises(StudentError, match=r"student .* code of its own, .* give --trust-remote-code"):
+        Student.load(directory)
+    model, student = load_causal_lm(directory, Loading(trust_remote_code=True))[0], Student.load(directory, **TRUST)
+    assert type(model).__name__ == type(student.model).__name__ == "OwnModel"
 
 
 def test_weights_in_several_files_are_one_model(tmp_path: Path) -> None:

@@ -299,6 +299,10 @@ def test_the_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         compare(replace(config, updates=7))
     with pytest.raises(InputError, match=r"agent settings \{\}, now they are \{'lr': 0\.5\}"):
         compare(replace(config, agent_config=("bc.lr=0.5",)))
+    kept = (config.out / "config.yaml").read_text()
+    (config.out / "config.yaml").write_text(kept.replace("dtype: float32\n", ""))  # of a version without it
+    with pytest.raises(InputError, match="holds a run with dtype = 'float32', this one has 'bfloat16'"):
+        compare(replace(config, dtype="bfloat16"))
     (config.out / "config.yaml").unlink()
     with pytest.raises(InputError, match="no run folder"):
         compare(config)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,6 +21,7 @@ from agents.student import build_student
 from agents.vocabulary import Head
 from envs.errors import InputError
 from experiments import launch
+from experiments.__main__ import main
 from experiments.compare import compare
 from tests.experiments.runs import prompts_file, small
 
@@ -50,13 +51,17 @@ def run(folder: Path, agent: str, launcher: list[str] | None = None, *more: str)
 
 
 def stop_at_a_checkpoint(folder: Path, command: list[str]) -> None:
-    """Kill a run, all processes at once and without warning, as soon as it has kept a checkpoint."""
-    with subprocess.Popen(command, env=environment(), start_new_session=True) as process:
+    """Kill a run, launcher and workers, without warning, as soon as it has kept a checkpoint."""
+    with subprocess.Popen(command, env=environment()) as process:
         deadline = time.monotonic() + 200
         while not list(folder.glob("run/cells/*/checkpoints/*[0-9]")) and process.poll() is None:
             assert time.monotonic() < deadline
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
+            time.sleep(0.02)
+        launched = psutil.Process(process.pid)
+        doomed = [launched, *launched.children(recursive=True)]
+        for one in doomed:
+            one.kill()
+    psutil.wait_procs(doomed)
     assert list(folder.glob("run/cells/*/checkpoints/*[0-9]"))
     assert not [path for path in folder.glob("run/cells/*/result.json") if "start" not in path.parent.name]
 
@@ -96,6 +101,7 @@ def test_two_processes_are_one_run(alone: Path, tmp_path: Path) -> None:
     assert one["measures"].keys() == two["measures"].keys()
     for cost in ("tokens", "teacher_tokens", "student_tokens"):
         assert one[cost] == two[cost]
+    assert two["flops"] == pytest.approx(one["flops"], rel=0.1)  # shares are padded less
 
 
 def test_a_run_killed_in_two_processes_goes_on_in_one(alone: Path, tmp_path: Path) -> None:
@@ -141,6 +147,14 @@ def test_what_one_process_does_by_itself(
     assert not (tmp_path / "run").exists()
 
 
+def test_other_commands_are_for_one_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["evaluate", "--student", "anywhere"]) == 2
+    assert "evaluate runs in one process; launch compare or distill" in capsys.readouterr().err
+
+
 def test_without_a_launcher_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with launch.joined():
@@ -152,6 +166,7 @@ def test_without_a_launcher_there_is_one_process(monkeypatch: pytest.MonkeyPatch
     [
         ("gkd", {}, "gkd lets its student walk, which one process does by itself; leave --shard out"),
         ("kd", {"lora": 2}, "lora = 2 leaves little to spread; leave --shard out"),
+        ("kd", {"micro_batch": 2}, "micro_batch = 2 of weights that are spread .* --gradient-checkpointing"),
     ],
 )
 def test_what_cannot_be_spread(

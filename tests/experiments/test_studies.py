@@ -148,19 +148,24 @@ def test_a_cheaper_run_is_as_good_where_the_whole_interval_lies_within_the_margi
             measures = {"task_score": task + 0.1 * seed, "forward_kl": kl[seed]}
             cell = {"agent": "bc", "seed": seed, "top_p": 0.9, "updates": 1, "measures": measures}
             (place / "result.json").write_text(json.dumps(cell))
-        (tmp_path / name / "config.yaml").write_text("{}")
-    config = NoWorseConfig(tmp_path / "one", tmp_path / "two", {"task_score": 0.021, "forward_kl": 0.03, "leak": 0.1})
+        (tmp_path / name / "shared").mkdir()
+        (tmp_path / name / "shared" / "inputs.json").write_text(
+            json.dumps({"train": name, "test": "1", "teacher": "2"})
+        )
+    config = NoWorseConfig(tmp_path / "one", tmp_path / "two", {"task_score": 0.021, "forward_kl": 0.03})
     (_, task, _), (_, kl, _) = no_worse.study(config)
     assert (task.mean, task.half, task.seeds) == (pytest.approx(0.02), pytest.approx(0, abs=1e-9), 3)
     assert (kl.mean, kl.half) == (pytest.approx(0.01), pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-4))
     first, second = no_worse.table(no_worse.study(config)).splitlines()[2:]
     assert " task |" in first and "yes" in first and "KL(T‖S)" in second and "not shown" in second
-    for bad, said in ((tmp_path, "no run folder"), (tmp_path / "two", "margin length = 0")):
+    with pytest.raises(InputError, match="bc has no leak in both runs"):
+        no_worse.study(replace(config, margins={"task_score": 0.1, "leak": 0.1}))
+    with pytest.raises(InputError, match="margin length = 0"):
+        no_worse.study(replace(config, margins={"length": 0.0}))
+    with pytest.raises(InputError, match="no run folder"):
+        no_worse.study(replace(config, cheaper=tmp_path))
+    (tmp_path / "three" / "shared").mkdir(parents=True)
+    for inputs, said in (({"test": "1", "teacher": "2"}, "no arm in common"), ({"test": "3"}, "do not compare")):
+        (tmp_path / "three" / "shared" / "inputs.json").write_text(json.dumps(inputs))
         with pytest.raises(InputError, match=said):
-            no_worse.study(
-                replace(config, cheaper=bad, margins={"length": 0.0} if "margin" in said else config.margins)
-            )
-    (tmp_path / "three").mkdir()
-    (tmp_path / "three" / "config.yaml").write_text("{}")
-    with pytest.raises(InputError, match="no arm in common"):
-        no_worse.study(replace(config, cheaper=tmp_path / "three"))
+            no_worse.study(replace(config, cheaper=tmp_path / "three"))
