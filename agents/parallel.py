@@ -142,6 +142,6 @@ def _portable(error: Exception) -> Exception:
     """An error that another process can be told: itself, or its kind and words where it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:
+    except Exception:  # an error of any kind may come from its own code, called while it is unpickled
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
