@@ -66,7 +66,7 @@ def check_folder(config: RunConfig, out: Path) -> None:
     theirs = read_yaml(out / CONFIG)
     ours = yaml.safe_load(dump(config))
     usual = {field.name: plain(field.default) for field in fields(config)}  # of a folder older than the setting
-    for key in ours.keys() - FREE:
+    for key in (key for key in ours if key not in FREE):  # in order, so that the same one is named each time
         before = theirs.get(key, usual[key])
         mine, other = (value if isinstance(value, list) else [value] for value in (ours[key], before))
         if mine != other:
