@@ -18,8 +18,8 @@ class RestingRows(torch.optim.AdamW):
     A row of an embedding or of a head has a gradient only if its token is in the batch. AdamW walks all rows all the
     same: their moments fade, and the momentum of an earlier batch moves them on for some updates. Here a row that is
     not in the batch keeps its weights and its moments; one that is takes the step that AdamW would take from them.
-    Bias corrections count updates, not touches. With every row in every batch the two are equal. After a step the rows
-    have no gradient.
+    Bias corrections count updates, not touches. With every row in a batch the two are equal, and AdamW takes the step;
+    after any other the rows have no gradient.
 
     Source: Kingma and Ba (2015), arXiv:1412.6980, with the rows of `torch.optim.SparseAdam`, whose ε is not corrected.
     Args:
@@ -34,7 +34,7 @@ class RestingRows(torch.optim.AdamW):
                 f"weight_decay is {weight_decay:g}, which moves every row of the vocabulary at every update; set it to "
                 "0, or let no rows rest"
             )
-        super().__init__(parameters, lr=lr, weight_decay=0.0)
+        super().__init__(parameters, lr=lr, weight_decay=0.0, fused=True)
         self.rows = list(rows)
         self.register_step_pre_hook(self._move_rows)
 
@@ -42,7 +42,7 @@ class RestingRows(torch.optim.AdamW):
     def _move_rows(self, *_: Any) -> None:
         """Before every step: move the rows, and leave AdamW without their gradients, so that it passes them by."""
         for weight in self.rows:
-            if weight.grad is not None:
+            if weight.grad is not None and not reaches_all(weight.grad):
                 self._move(weight, *touched(weight.grad))
                 weight.grad = None
 
@@ -51,14 +51,20 @@ class RestingRows(torch.optim.AdamW):
         (group,), state = self.param_groups, self.state[weight]
         beta1, beta2 = group["betas"]
         if not state:
-            state["step"] = torch.tensor(0.0)
+            state["step"] = torch.zeros((), device=weight.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
         state["step"] += 1
-        first, second = (1 - beta ** float(state["step"]) for beta in (beta1, beta2))
+        first, second = (1 - beta ** state["step"].double() for beta in (beta1, beta2))  # (), read by no host
         mean = state["exp_avg"][rows].lerp_(values, 1 - beta1)
         square = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(values, values, value=1 - beta2)
         state["exp_avg"][rows], state["exp_avg_sq"][rows] = mean, square
-        weight.index_add_(0, rows, mean / (square / second).sqrt_().add_(group["eps"]), alpha=-group["lr"] / first)
+        step = mean.mul_(group["lr"] / first).div_((square / second).sqrt_().add_(group["eps"]))
+        weight.index_add_(0, rows, step, alpha=-1)
+
+
+def reaches_all(gradient: Tensor) -> bool:
+    """Whether a gradient (V, D) is dense and none of its rows is 0, as that of a head computed whole."""
+    return not gradient.is_sparse and bool(gradient.any(1).all())
 
 
 def touched(gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,7 +82,7 @@ def optimiser_of(
     """AdamW on these parameters, `resting` among them row by row."""
     if resting:
         return RestingRows(parameters, resting, lr, weight_decay)
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
 def clip_gradients(parameters: Sequence[Tensor], most: float) -> Tensor:

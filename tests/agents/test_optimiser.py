@@ -44,6 +44,23 @@ def test_steps_by_hand() -> None:
     assert weight[0] == kept[0] and weight[2] == kept[2] and weight[1] != kept[1]
 
 
+def test_where_all_rows_are_touched_adamw_steps_and_what_rested_goes_on_from_its_own_moments() -> None:
+    rows, all_rows = torch.zeros(2, 1), torch.zeros(2, 1)
+    resting, plain = RestingRows([rows], [rows], 0.1, 0.0), optimiser_of([all_rows], [], 0.1, 0.0)
+    for gradient in ([[2.0], [-1.0]], [[1.0], [3.0]], [[0.5], [0.5]]):
+        rows.grad, all_rows.grad = torch.tensor(gradient), torch.tensor(gradient)
+        resting.step()
+        plain.step()
+        assert rows.grad is not None, "AdamW is to take this step"
+    assert torch.equal(rows, all_rows)
+    rows.grad, all_rows.grad = by_rows([0], [[4.0]], 2), torch.tensor([[4.0], [0.0]])
+    kept = rows[1].clone()
+    resting.step()
+    plain.step()
+    assert rows.grad is None and rows[1] == kept and all_rows[1] != kept
+    assert rows[0].item() == pytest.approx(all_rows[0].item(), abs=1e-6)
+
+
 def test_a_dense_gradient_touches_the_rows_that_are_not_0() -> None:
     gradient = torch.tensor([[0.0, 2.0], [0.0, 0.0], [3.0, -1.0]])
     rows, values = touched(gradient)
