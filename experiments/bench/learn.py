@@ -246,7 +246,7 @@ def from_store(config: BenchLearnConfig, teacher: HFTeacher) -> list[Figure]:
 def store_part(config: BenchLearnConfig, vocabulary: int, memory: str) -> list[Figure]:
     """The same under an allocator of this name."""
     about = f"teacher store, V = {vocabulary:,}, allocator {memory}"
-    with tqdm(total=store.ARMS * (config.repeats + 1), unit="run", desc=about) as bar:
+    with tqdm(unit="run", desc=about) as bar:
         return store.learning(config, vocabulary, memory, bar)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -20,13 +21,14 @@ from tqdm import tqdm
 from agents import make_agent
 from agents.episodes import PAD_LOGP, Episodes
 from agents.student import Student
-from agents.vocabulary import Head
+from agents.vocabulary import SHARE, Head
 from envs.candidates import log_norm, top_p
 from envs.hf_teacher import HFTeacher
 from envs.sequences import right_padded
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.bench.allocator import KEPT, trim
 from experiments.bench.env import Figure, bench_model, bench_teacher
+from experiments.bench.peers import trl_step
 from experiments.bench.timing import Resident, race
 from experiments.collect import collect
 from experiments.store.fingerprint import fingerprint
@@ -35,8 +37,8 @@ from experiments.store.shards import Manifest, Store, write_shard
 if TYPE_CHECKING:
     from experiments.bench.learn import BenchLearnConfig
 
-ARMS = 6
 CLIP = 1.0  # of the gradient, in every arm
+RESTING = Head(resting=True)
 BATCHES = 4  # in the store: a round takes the next
 
 
@@ -60,8 +62,10 @@ def learning(config: BenchLearnConfig, vocabulary: int, allocator: str, bar: tqd
     """The figures named below, each with its allocator.
 
     Teacher 256 wide with six layers, student 128 with two, its head tied. Vocabulary rows that a batch does not touch
-    rest in our arms (`--resting-rows`); `adamw` is `memory` with all rows walked. Memory is the rise of resident memory
-    above the models, of each arm in a process of its own, and is left out where this process was told to keep memory.
+    rest in our arms (`--resting-rows`); `adamw` is `memory` with all rows walked. Where the vocabulary is so narrow
+    that `store` computes its head whole, `sampled` computes the candidates and an eighth of the others. `trl` is the
+    step of TRL's own trainer, where that is installed. Memory is the rise of resident memory above the models, of each
+    arm in a process of its own, and is left out where this process was told to keep memory.
     """
     with setting_of(config, vocabulary) as setting:
         held = [setting.read(turn) for turn in range(BATCHES)]
@@ -70,20 +74,29 @@ def learning(config: BenchLearnConfig, vocabulary: int, allocator: str, bar: tqd
             "memory": arm(setting, lambda turn: held[turn % BATCHES]),
             "store": arm(setting, setting.read),
             "live": arm(setting, lambda turn: asked(held[turn % BATCHES], setting)),
-            "adamw": arm(setting, lambda turn: held[turn % BATCHES], resting=False),
+            "adamw": arm(setting, lambda turn: held[turn % BATCHES], Head()),
             "gkd": gkd_arm(setting, held),
         }
+        if Head().negatives >= SHARE * vocabulary:
+            arms["sampled"] = arm(setting, setting.read, Head("candidates", vocabulary // 8, resting=True))
+        if find_spec("trl") is not None:
+            student = bench_model(vocabulary, width=128, layers=2, tied=True).float()
+            trained = (student, setting.teacher.model, vocabulary, CLIP)
+            arms["trl"] = trl_step(*trained, [(batch.tokens, batch.prompt_length, predicted(batch)) for batch in held])
+        bar.reset(len(arms) * (config.repeats + 1))
         found = race(arms, config.repeats, bar)
     where = {"V": vocabulary, "allocator": allocator}
     rates = [{"name": "tokens_per_second", "arm": name, **where, **found.rate(name)} for name in arms]
     ratios = {
         "gkd_over_store": ("store", "gkd"),
+        "gkd_over_sampled": ("sampled", "gkd"),
+        "trl_over_store": ("store", "trl"),
         "step_over_trunk": ("trunk", "store"),
         "live_over_store": ("store", "live"),
         "loading_over_memory": ("store", "memory"),
         "adamw_over_resting": ("memory", "adamw"),
     }
-    named = [{"name": name, **where, **found.ratio(*pair)} for name, pair in ratios.items()]
+    named = [{"name": name, **where, **found.ratio(*pair)} for name, pair in ratios.items() if arms.keys() >= {*pair}]
     if allocator == KEPT:
         return [*rates, *named]
     rises = {name: rise(config, vocabulary, name) for name in ("store", "gkd")}
@@ -132,17 +145,17 @@ def setting_of(config: BenchLearnConfig, vocabulary: int) -> Iterator[Setting]:
         yield Setting(teacher, Store(folder, teacher), config.store_episodes, config.top_p, config.max_candidates)
 
 
-def learner(setting: Setting, resting: bool) -> Any:
+def learner(setting: Setting, head: Head) -> Any:
     """`gkd` on the candidates, off-policy, around the student that every arm begins with."""
     model = bench_model(setting.teacher.vocab_size, width=128, layers=2, tied=True)
-    student = Student(model, head=Head(resting=resting))
+    student = Student(model, head=head)
     settings: dict[str, Any] = {"on": "set", "student_share": 0.0, "warmup": 0, "clip": CLIP}
     return make_agent("gkd", student, total_updates=10**9, **settings)
 
 
-def arm(setting: Setting, batch_of: Callable[[int], Episodes], resting: bool = True) -> Callable[[int], int]:
+def arm(setting: Setting, batch_of: Callable[[int], Episodes], head: Head = RESTING) -> Callable[[int], int]:
     """Get the batch of a round and learn from it."""
-    agent = learner(setting, resting)
+    agent = learner(setting, head)
 
     def run(turn: int) -> int:
         batch = batch_of(turn)

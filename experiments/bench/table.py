@@ -20,6 +20,8 @@ PARTS = ("forward", "candidates", "bookkeeping")
 
 STORE = {
     "gkd_over_store": "store over live GKD on the whole vocabulary",
+    "gkd_over_sampled": "store, an eighth of the vocabulary sampled, over the same",
+    "trl_over_store": "store over TRL's GKD trainer",
     "live_over_store": "store over candidates of a live teacher",
     "loading_over_memory": "store over batches in memory",
     "step_over_trunk": "step time over the layers' alone",

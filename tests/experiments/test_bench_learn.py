@@ -68,9 +68,9 @@ def test_bench_learn_prints_a_table_and_writes_every_figure(
         ("lockstep_over_raw", None),
     ]
     names = [
-        *(("tokens_per_second", arm) for arm in ("trunk", "memory", "store", "live", "adamw", "gkd")),
-        *((name, None) for name in ("gkd_over_store", "step_over_trunk", "live_over_store", "loading_over_memory")),
-        ("adamw_over_resting", None),
+        *(("tokens_per_second", arm) for arm in ("trunk", "memory", "store", "live", "adamw", "gkd", "sampled")),
+        *((name, None) for name in ("gkd_over_store", "gkd_over_sampled", "step_over_trunk", "live_over_store")),
+        *((name, None) for name in ("loading_over_memory", "adamw_over_resting")),
     ]
     peaks = [("peak_memory_mb", "store"), ("peak_memory_mb", "gkd"), ("memory_ratio", None)]
     assert [(figure["name"], figure.get("arm"), figure["allocator"]) for figure in stored] == [
