@@ -12,6 +12,7 @@ from experiments import launch, paired, tuning, warm_up
 from experiments.arms import agent_of
 from experiments.cell import build_agent, check_settings
 from experiments.config import ABSENT, CompareConfig, DistillConfig, RunConfig
+from experiments.cost import TOKENS, check_price, costs, with_price
 from experiments.evaluate import measure, parameters_of, speeds
 from experiments.folder import full_disk_is_said
 from experiments.jobs import FailedCells, run_cells, set_threads
@@ -52,6 +53,7 @@ def distill(config: DistillConfig) -> list[Row]:
 def _run(space: Workspace, arms: Sequence[str], cells: list[Cell], config: CompareConfig | DistillConfig) -> list[Row]:
     jobs, trials = getattr(config, "jobs", 1), getattr(config, "trials", 0)
     set_threads(config, jobs)
+    check_price(config.price)
     launch.check(arms, jobs, trials)
     _ = space.stored  # a store that does not fit is refused before anything is written
     student = space.seedling(cells[-1].seed if cells else 0)
@@ -104,21 +106,27 @@ def _check_settings(config: RunConfig, arms: Sequence[str]) -> None:
 def _rows(space: Workspace, cells: list[Cell]) -> list[Row]:
     """What the finished cells gave, and the teacher; speeds are measured now that nothing else runs."""
     results = [result for cell in cells if (result := read_result(space, cell)) is not None]
+    price = space.config.price
     exam, teacher = space.exam("test"), space.teacher
+    student_cost, teacher_cost = costs(
+        space.seedling(0).model, exam.ids, teacher, max(2, min(TOKENS, space.config.max_new_tokens))
+    )
     rows = []
     for top_p in space.masses:
         rule = space.rule(top_p)
         speed = speeds(space.seedling(0).model, exam, teacher, rule)
         if space.config.teacher != ABSENT:
-            own = {"tokens_per_second": speed["teacher_tokens_per_second"], "speed_up": 1.0}
+            own = {"tokens_per_second": speed["teacher_tokens_per_second"], "speed_up": 1.0, **teacher_cost}
+            own = with_price(own, price)
             measures = {**measure(None, exam, teacher, rule), **own, "parameters": float(parameters_of(teacher))}
             rows.append(Row("teacher", 0, top_p, 0, {}, measures, []))
         for result in results:
             if result["top_p"] == top_p:
-                costs = {key: float(result[key]) for key in COSTS if key in result}
-                student = {key: value for key, value in speed.items() if not key.startswith("teacher")}
+                spent = {key: float(result[key]) for key in COSTS if key in result}
+                student = {key: value for key, value in speed.items() if not key.startswith("teacher")} | student_cost
+                student = with_price(student, price)
                 place = (result["agent"], result["seed"], top_p, result["updates"])
-                rows.append(Row(*place, costs, {**result["measures"], **student}, result["curve"]))
+                rows.append(Row(*place, spent, {**result["measures"], **student}, result["curve"]))
     return rows
 
 

@@ -129,6 +129,8 @@ class RunConfig(LoadConfig):
     """Time between two checkpoints of a training run."""
     threads: int | None = None
     """CPU threads of a process; none: the cores divided by the jobs."""
+    price: float | None = None
+    """What an hour of this machine costs, in any currency: results then say what a million tokens cost."""
     out: Path = Path("runs/run")
     """Folder of the run; the same command goes on where it stopped and recomputes nothing."""
     json: Path | None = None
@@ -192,6 +194,8 @@ class EvaluateConfig(LoadConfig):
     max_new_tokens: int = 64
     eval_prompts: int = 256
     """Use at most that many prompts."""
+    price: float | None = None
+    """What an hour of this machine costs, in any currency: the figures then say what a million tokens cost."""
     json: Path | None = None
     """Write the figures to this file too."""
 

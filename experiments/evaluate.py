@@ -26,6 +26,7 @@ from envs.prompts import Prompt, embedded_prompts, load_prompts, prompt_hash, sp
 from envs.sequences import right_padded
 from envs.teachers import Teacher, load_teacher
 from experiments.config import ABSENT, EvaluateConfig
+from experiments.cost import TOKENS, check_price, costs, with_price
 from experiments.metrics import TokenMeasures, common_vocabulary, rouge_l, task_measures, token_measures
 
 TRAINED_ON = "training_prompts.json"
@@ -193,6 +194,7 @@ def run(config: EvaluateConfig) -> dict[str, float]:
     Raises: InputError: prompts that the student was trained on, or bad settings.
     """
     check_top_p(config.top_p, config.max_candidates)
+    check_price(config.price)
     for name in ("eval_prompts", "max_new_tokens"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} = {getattr(config, name)} is below 1")
@@ -203,7 +205,9 @@ def run(config: EvaluateConfig) -> dict[str, float]:
     check_same_tokens(teacher, tokenizer)
     rule = Rule(config.top_p, config.max_candidates, config.max_new_tokens)
     exam = set_exam(teacher, prompts, rule)
-    return {**measure(model, exam, teacher, rule), **speeds(model, exam, teacher, rule)}
+    own, theirs = costs(model, exam.ids, teacher, max(2, min(TOKENS, rule.max_new_tokens)))
+    cost = with_price(speeds(model, exam, teacher, rule) | own, config.price)
+    return {**measure(model, exam, teacher, rule), **cost, **{f"teacher_{name}": x for name, x in theirs.items()}}
 
 
 def chosen_prompts(config: EvaluateConfig) -> list[Prompt]:

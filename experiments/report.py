@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from experiments.cost import TIMED
 from experiments.folder import write
 from experiments.metrics import mean_and_interval
 
@@ -37,6 +38,15 @@ TABLES = (
         "rouge_l_teacher": "Rouge-L(T)",
     },
     {
+        "flops_per_token": "Mflop/token",
+        "first_token_ms_1": "ms to 1st",
+        "token_ms_1": "ms/token",
+        "first_token_ms_16": "16: ms to 1st",
+        "token_ms_16": "16: ms/token",
+        "peak_memory_mb": "MB",
+        "price_of_million": "price of 10⁶",
+    },
+    {
         "seconds": "seconds",
         "walk_seconds": "of them walking",
         "tokens": "tokens learnt from",
@@ -45,13 +55,18 @@ TABLES = (
         "flops": "Gflop",
     },
 )
-"""Measure or cost -> heading of the three tables: closeness to the teacher, what the greedy replies are worth, and what
-learning took: `teacher's tokens` it wrote or read, `student's tokens` it wrote to learn from."""
+"""Measure or cost -> heading of the tables: closeness to the teacher, what the greedy replies are worth, what running
+the model costs (`16`: of 16 texts together), and what learning took: `teacher's tokens` it wrote or read, `student's
+tokens` it wrote to learn from."""
+UNITS = {"flops": 1e9, "flops_per_token": 1e6}
 WHOLE = {"parameters", "seconds", "walk_seconds", "tokens", "teacher_tokens", "student_tokens", "flops"}
+RUNNING = TIMED - {"tokens_per_second", "speed_up"} | {"flops_per_token"}
 DRAWN = {"forward_kl": "forward KL to the teacher, nats/token", "task_score": "task score, greedy", "leak": "leak"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
 FIXED_COLOURS = {"teacher": "#000000", "start": "#888888"}
 DASHES = ("-", "--", "-.", ":")
+MARKERS = "osD^v"
+COST = {"price_of_million": "price of a million tokens", "token_ms_1": "milliseconds a token, one text"}
 
 
 @dataclass(frozen=True)
@@ -79,6 +94,7 @@ def write_report(space: Workspace, rows: Sequence[Row], notes: Sequence[str] = (
     (space.out / "figures").mkdir(exist_ok=True)
     draw_curves(rows, space.out / "figures" / "learning_curves.png")
     draw_masses(rows, space.out / "figures" / "quality_by_top_p.png")
+    draw_frontier(rows, space.out / "figures" / "frontier.png")
 
 
 def results_csv(rows: Sequence[Row]) -> str:
@@ -137,7 +153,9 @@ def _cell(name: str, values: Sequence[float]) -> str:
         return ""
     mean, half = mean_and_interval(values)
     if name in WHOLE:
-        return f"{mean / (1e9 if name == 'flops' else 1):,.0f}"
+        return f"{mean / UNITS.get(name, 1):,.0f}"
+    if name in RUNNING:
+        return f"{mean / UNITS.get(name, 1):,.3g}"
     if name == "speed_up":
         return f"{mean:.1f}x"
     digits = 1 if name == "length" else 3
@@ -193,6 +211,29 @@ def draw_masses(rows: Sequence[Row], path: Path) -> None:
             style = {"color": colours[agent], "marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1.4}
             place.errorbar(shifted, means, errors, label=agent, **style)
         place.set(xlabel="top_p", title=DRAWN[name], xticks=sorted({row.top_p for row in rows}))
+    _finish(figure, axes, path)
+
+
+def draw_frontier(rows: Sequence[Row], path: Path) -> None:
+    """Quality against what a token costs: its price, or milliseconds of one text where no price was given.
+
+    A point is the mean over the seeds of an arm with its 95 % interval; the start and the teacher are there too.
+    """
+    cost = next((name for name in COST if any(name in row.measures for row in rows)), "")
+    names = [name for name in DRAWN if cost and any(name in row.measures for row in rows)]
+    colours, masses = _colours(rows), sorted({row.top_p for row in rows}, reverse=True)
+    figure, axes = _panels(len(names))
+    for place, name in zip(axes, names, strict=False):
+        for (agent, top_p), own in groups(rows).items():
+            known = [row.measures for row in own if cost in row.measures and name in row.measures]
+            if not known:
+                continue
+            mean, half = mean_and_interval([measures[name] for measures in known])
+            label = agent if len(masses) == 1 else f"{agent}, p = {top_p:g}"
+            style = {"color": colours[agent], "marker": MARKERS[masses.index(top_p) % len(MARKERS)], "capsize": 2}
+            error = 0.0 if math.isnan(half) else half
+            place.errorbar(fmean(measures[cost] for measures in known), mean, error, label=label, linestyle="", **style)
+        place.set(xlabel=COST[cost], title=DRAWN[name], xscale="log")
     _finish(figure, axes, path)
 
 

@@ -46,6 +46,7 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         (["evaluate", "--student", "./nowhere"], "directory './nowhere' does not exist"),
         (["evaluate", "--student", "x", "--prompt-split", "train"], "neither 'validation' nor 'test'"),
         (["evaluate", "--student", "x", "--top-p", "2"], "outside (0, 1]"),
+        (["evaluate", "--student", "x", "--price", "0"], "price = 0 must be above 0"),
         (["generate", "--student", "nowhere", "--temperature", "-1"], "temperature = -1.0 is below 0"),
         (["generate", "--student", "nowhere", "--max-new-tokens", "0"], "max_new_tokens = 0 is below 1"),
     ],
@@ -110,7 +111,9 @@ def test_a_student_and_a_teacher_of_any_architecture_are_measured(
 
     itself = measured(teacher)
     assert itself["forward_kl"] == pytest.approx(0, abs=1e-6) and itself["agreement"] == 1
-    other = measured(student, "--prompt-split", "test")
+    other = measured(student, "--prompt-split", "test", "--price", "3.6")
+    assert other["price_of_million"] == pytest.approx(1000 / other["tokens_per_second"])
+    assert "price_of_million" not in itself and itself["flops_per_token"] == itself["teacher_flops_per_token"]
     assert other["forward_kl"] > 0 and other["speed_up"] > 0 and other["parameters"] > 0
 
 

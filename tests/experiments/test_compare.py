@@ -28,6 +28,7 @@ from envs.prompts import prompt_hash
 from experiments import train
 from experiments.compare import compare, distill
 from experiments.config import CompareConfig, DistillConfig, dump, from_mapping, read_yaml
+from experiments.cost import TIMED
 from experiments.evaluate import TRAINED_ON, refuse_training_prompts
 from experiments.jobs import FailedCells
 from experiments.train import Trainer
@@ -51,7 +52,7 @@ def table_rows(out: Path) -> list[dict[str, str]]:
 
 
 def test_a_comparison_leaves_everything_it_promises(tmp_path: Path) -> None:
-    config = small(tmp_path, seeds=2, top_p=(0.8, 0.9))
+    config = small(tmp_path, seeds=2, top_p=(0.8, 0.9), price=2.0)
     order = [("teacher", 0), ("start", 0), ("start", 1), ("bc", 0), ("soft_q", 0), ("bc", 1), ("soft_q", 1)]
     rows = compare(config)
     assert [(row.agent, row.seed, row.top_p) for row in rows] == [
@@ -61,7 +62,11 @@ def test_a_comparison_leaves_everything_it_promises(tmp_path: Path) -> None:
     assert len(found) == 14 and {"forward_kl", "reverse_kl", "leak", "speed_up", "teacher_tokens"} <= found[0].keys()
     teacher = next(row for row in found if row["agent"] == "teacher")
     assert float(teacher["forward_kl"]) == 0 and float(teacher["agreement"]) == 1
-    for name in ("learning_curves", "quality_by_top_p"):
+    for row in found:  # 2 an hour, at so many tokens a second
+        assert float(row["price_of_million"]) == pytest.approx(2e6 / 3600 / float(row["tokens_per_second"]))
+        assert float(row["token_ms_16"]) >= 0
+        assert row["agent"] == "teacher" or float(row["flops_per_token"]) > 0  # a table multiplies nothing
+    for name in ("learning_curves", "quality_by_top_p", "frontier"):
         assert (config.out / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(config.out.glob("tensorboard/*/events*"))) == 8
     assert len(list(config.out.glob("students/*-p0.8-seed1/config.json"))) == 2
@@ -96,10 +101,9 @@ def test_a_finished_cell_is_read_back(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Trainer, "run", never)
     again = compare(config)
-    speeds = {"tokens_per_second", "speed_up"}
     for one, other in zip(first, again, strict=True):
         assert one.curve == other.curve and one.costs == other.costs
-        assert all(one.measures[name] == other.measures[name] for name in one.measures.keys() - speeds)
+        assert all(one.measures[name] == other.measures[name] for name in one.measures.keys() - TIMED)
 
 
 def test_seeds_and_agents_can_be_added_to_a_run(tmp_path: Path) -> None:
