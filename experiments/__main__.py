@@ -155,7 +155,7 @@ def _print_figures(figures: dict[str, float]) -> None:
 
 def _runs(kind_name: str, command: str) -> Callable[[list[str]], None]:
     def run(words: list[str]) -> None:
-        from experiments import compare, config, jobs, launch, paired, report
+        from experiments import compare, config, jobs, launch, paired, report, statistics
 
         dry = "--dry-run" in words
         settings = _parse(getattr(config, kind_name), command, [word for word in words if word != "--dry-run"])
@@ -176,11 +176,15 @@ def _runs(kind_name: str, command: str) -> Callable[[list[str]], None]:
             print(report.tables(rows))
             reference = getattr(settings, "reference", "") or settings.agents[0] if command == "compare" else ""
             if differences := paired.table(rows, reference):
-                print(f"\npaired by seed, against {reference}; * excludes 0 at 95 %\n{differences}")
-            print(f"\nmeans over seeds ± half of a 95 % interval; students, figures and results.csv: {settings.out}")
-            print(compare.tensorboard_line(settings.out))
+                print(f"\npaired by seed, against {reference}; {paired.LEGEND}\n{differences}")
             found = report.figures_json(rows)
             found["figures"] += paired.figures(rows, reference)
+            if statistics.several_seeds(rows) and (over := statistics.summaries(rows, reference)):
+                print(f"\n{statistics.heading(rows)}\n{statistics.table(over, reference)}")
+                found["figures"] += statistics.figures(over, reference)
+            print(f"\n{statistics.selection_rule(getattr(settings, 'trials', 0))}")
+            print(f"means over seeds ± half of a 95 % interval; students, figures and results.csv: {settings.out}")
+            print(compare.tensorboard_line(settings.out))
             _write_json(settings.json, found)
         if failed:
             raise failed

@@ -8,7 +8,7 @@ from pathlib import Path
 from agents import parallel
 from agents.student import SIZES
 from envs.errors import InputError
-from experiments import launch, paired, tuning, warm_up
+from experiments import launch, paired, statistics, tuning, warm_up
 from experiments.arms import agent_of
 from experiments.cell import build_agent, check_settings
 from experiments.config import ABSENT, CompareConfig, DistillConfig, RunConfig
@@ -84,7 +84,11 @@ def _run(space: Workspace, arms: Sequence[str], cells: list[Cell], config: Compa
 def _report(space: Workspace, cells: list[Cell], reference: str, notes: Sequence[str]) -> list[Row]:
     rows = _rows(space, cells)
     if found := paired.table(rows, reference, markdown=True):
-        notes = [f"Paired by seed, against {reference}:\n\n{found}", *notes]
+        notes = [f"Paired by seed, against {reference}; {paired.LEGEND}:\n\n{found}", *notes]
+    if statistics.several_seeds(rows):
+        found = statistics.table(statistics.summaries(rows, reference), reference, markdown=True)
+        notes = [*notes, f"{statistics.heading(rows)}:\n\n{found}"] if found else notes
+    notes = [*notes, f"{statistics.selection_rule(getattr(space.config, 'trials', 0))}."]
     write_report(space, rows, notes)
     return rows
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from experiments.metrics import mean_and_interval
 from experiments.report import Row, aligned
 
@@ -21,6 +23,8 @@ COLUMNS = {
     "length": "length",
 }
 """Measure -> heading. Length and entropy stand beside the others: a shorter or surer text looks better by many."""
+MOST_FLIPPED = 12
+LEGEND = "* excludes 0 at 95 %; in brackets p of the exact sign-flip test"
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Difference:
     mean: float
     half: float  # half of the 95 % interval, Student's t; NaN for one seed
     seeds: int
+    p: float  # of the sign-flip test; NaN for too many seeds to try all flips
 
 
 def differences(rows: Sequence[Row], reference: str) -> list[Difference]:
@@ -51,9 +56,30 @@ def differences(rows: Sequence[Row], reference: str) -> list[Difference]:
         pairs = [(known[agent, top_p, seed], known[reference, top_p, seed]) for seed in seeds]
         for measure in COLUMNS:
             if all(math.isfinite(side.get(measure, math.nan)) for pair in pairs for side in pair):
-                mean, half = mean_and_interval([own[measure] - other[measure] for own, other in pairs])
-                found.append(Difference(agent, top_p, measure, mean, half, len(pairs)))
+                values = [own[measure] - other[measure] for own, other in pairs]
+                place = (agent, top_p, measure, *mean_and_interval(values), len(pairs))
+                found.append(Difference(*place, sign_flip_p(values)))
     return found
+
+
+def sign_flip_p(values: Sequence[float]) -> float:
+    """Exact two-sided p-value of no difference, without a normal law: how rare is so large a mean among sign flips?
+
+        p = 2⁻ⁿ · #{σ ∈ {−1, +1}ⁿ : |Σ_k σ_k d_k| ≥ |Σ_k d_k|};   the smallest is 2¹⁻ⁿ, .0625 for five seeds
+
+    Source: Fisher (1935), The Design of Experiments, section 21.
+    Args:
+        values: paired differences d_k, one a seed.
+    Returns: p in (0, 1]; NaN above `MOST_FLIPPED` seeds.
+    >>> sign_flip_p([3.0, 2.0, 1.0])
+    0.25
+    """
+    count = len(values)
+    if count > MOST_FLIPPED:
+        return math.nan
+    signs = 1 - 2 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)  # (2**n, n)
+    sums = np.abs(signs @ np.array(values, dtype=np.float64))
+    return float(np.mean(sums >= sums[0] - 1e-12 * np.abs(values).sum()))  # flip 0 is none; sums of one size tie
 
 
 def table(rows: Sequence[Row], reference: str, *, markdown: bool = False) -> str:
@@ -73,7 +99,8 @@ def table(rows: Sequence[Row], reference: str, *, markdown: bool = False) -> str
 def _cell(entry: Difference) -> str:
     digits = 1 if entry.measure == "length" else 3
     sure = "*" if abs(entry.mean) > entry.half else ""
-    return f"{entry.mean:+.{digits}f}±{entry.half:.{digits}f}{sure}"
+    flips = "" if math.isnan(entry.p) else f" ({entry.p:.3f})"
+    return f"{entry.mean:+.{digits}f}±{entry.half:.{digits}f}{sure}{flips}"
 
 
 def figures(rows: Sequence[Row], reference: str) -> list[dict[str, Any]]:
@@ -88,6 +115,7 @@ def figures(rows: Sequence[Row], reference: str) -> list[dict[str, Any]]:
             "reference": reference,
             "top_p": entry.top_p,
             "seeds": entry.seeds,
+            **({} if math.isnan(entry.p) else {"p_sign_flip": entry.p}),
         }
         for entry in differences(rows, reference)
         if entry.seeds > 1

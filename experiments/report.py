@@ -47,6 +47,7 @@ TABLES = (
         "price_of_million": "price of 10⁶",
     },
     {
+        "updates": "updates",
         "seconds": "seconds",
         "walk_seconds": "of them walking",
         "tokens": "tokens learnt from",
@@ -59,7 +60,7 @@ TABLES = (
 the model costs (`16`: of 16 texts together), and what learning took: `teacher's tokens` it wrote or read, `student's
 tokens` it wrote to learn from."""
 UNITS = {"flops": 1e9, "flops_per_token": 1e6}
-WHOLE = {"parameters", "seconds", "walk_seconds", "tokens", "teacher_tokens", "student_tokens", "flops"}
+WHOLE = {"parameters", "updates", "seconds", "walk_seconds", "tokens", "teacher_tokens", "student_tokens", "flops"}
 RUNNING = TIMED - {"tokens_per_second", "speed_up"} | {"flops_per_token"}
 DRAWN = {"forward_kl": "forward KL to the teacher, nats/token", "task_score": "task score, greedy", "leak": "leak"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
@@ -83,8 +84,9 @@ class Row:
 
     @property
     def figures(self) -> dict[str, float]:
-        """Costs and measures."""
-        return {**self.costs, **self.measures}
+        """Costs and measures; who has learnt says how often."""
+        learnt = {"updates": self.updates} if self.updates else {}
+        return {**learnt, **self.costs, **self.measures}
 
 
 def write_report(space: Workspace, rows: Sequence[Row], notes: Sequence[str] = ()) -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from experiments.paired import differences, figures, table
+from experiments.paired import differences, figures, sign_flip_p, table
 from experiments.report import Row
 
 
@@ -43,3 +43,12 @@ def test_the_table_and_the_figures_need_two_seeds() -> None:
     assert "+0.101±0.006*" in table([*sure[:2], *sure[2:]], "kd")
     first = figures(ROWS, "kd")[0]
     assert first["name"] == "paired/task_score" and first["reference"] == "kd" and first["low"] < 0 < first["high"]
+
+
+def test_every_flip_of_signs_is_tried() -> None:
+    """|±3 ±2 ±1| ≥ 6 for 2 of 8 flips; 1 − 1 = 0, which all four reach; .1 + .2 − .3 is 0 but for rounding."""
+    assert sign_flip_p([3.0, 2.0, 1.0]) == 0.25 and sign_flip_p([1.0, -1.0]) == 1
+    assert sign_flip_p([0.1, 0.1, 0.1]) == 0.25 and sign_flip_p([0.1, 0.2, -0.3]) == 1
+    assert sign_flip_p([4.0, 2.0, -1.0]) == 0.5  # 5 and more: 7, 5 and their negatives
+    assert sign_flip_p([1.0] * 12) == 2**-11 and math.isnan(sign_flip_p([1.0] * 13))
+    assert "(0.500)" in table(ROWS, "kd") and figures(ROWS, "kd")[0]["p_sign_flip"] == 0.5

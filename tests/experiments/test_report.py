@@ -15,5 +15,5 @@ def test_what_learning_took_has_a_table_of_its_own() -> None:
     close, cost = tables(rows).split("\n\n")
     assert [line.split()[0] for line in close.splitlines()] == ["agent", "teacher", "gkd"]
     head, gkd = cost.splitlines()
-    assert head.split() == ["agent", "top_p", "seeds", "seconds", "tokens", "learnt", "from", "Gflop"]
-    assert gkd.split() == ["gkd", "0.9", "2", "12", "1,500", "4"]
+    assert head.split() == ["agent", "top_p", "seeds", "updates", "seconds", "tokens", "learnt", "from", "Gflop"]
+    assert gkd.split() == ["gkd", "0.9", "2", "5", "12", "1,500", "4"]
