@@ -13,7 +13,7 @@ from experiments.arms import agent_of
 from experiments.cell import build_agent, check_settings
 from experiments.config import ABSENT, CompareConfig, DistillConfig, RunConfig
 from experiments.cost import TOKENS, check_price, costs, with_price
-from experiments.evaluate import measure, parameters_of, speeds
+from experiments.evaluate import examine, parameters_of, speeds
 from experiments.folder import full_disk_is_said
 from experiments.jobs import FailedCells, run_cells, set_threads
 from experiments.report import Row, write_report
@@ -22,6 +22,7 @@ from experiments.train import START, read_result
 from experiments.workspace import Cell, Workspace, cells_of
 
 COSTS: tuple[str, ...] = ("seconds", "tokens", "teacher_tokens", "student_tokens", "walk_seconds", "flops")
+MORE = ("slices", "positions", "calibration")
 
 
 def compare(config: CompareConfig) -> list[Row]:
@@ -122,15 +123,17 @@ def _rows(space: Workspace, cells: list[Cell]) -> list[Row]:
         if space.config.teacher != ABSENT:
             own = {"tokens_per_second": speed["teacher_tokens_per_second"], "speed_up": 1.0, **teacher_cost}
             own = with_price(own, price)
-            measures = {**measure(None, exam, teacher, rule), **own, "parameters": float(parameters_of(teacher))}
-            rows.append(Row("teacher", 0, top_p, 0, {}, measures, []))
+            found = examine(None, exam, teacher, rule)
+            measures = {**found.measures, **own, "parameters": float(parameters_of(teacher))}
+            rows.append(Row("teacher", 0, top_p, 0, {}, measures, [], found.more))
         for result in results:
             if result["top_p"] == top_p:
                 spent = {key: float(result[key]) for key in COSTS if key in result}
                 student = {key: value for key, value in speed.items() if not key.startswith("teacher")} | student_cost
                 student = with_price(student, price)
                 place = (result["agent"], result["seed"], top_p, result["updates"])
-                rows.append(Row(*place, spent, {**result["measures"], **student}, result["curve"]))
+                more = {key: result[key] for key in MORE if key in result}  # not in folders older than they are
+                rows.append(Row(*place, spent, {**result["measures"], **student}, result["curve"], more))
     return rows
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -25,9 +25,12 @@ from envs.hf_teacher import load_causal_lm
 from envs.prompts import Prompt, embedded_prompts, load_prompts, prompt_hash, split_prompts
 from envs.sequences import right_padded
 from envs.teachers import Teacher, load_teacher
+from experiments import positions, slices
+from experiments.calibration import expected_error, reliability
 from experiments.config import ABSENT, EvaluateConfig
 from experiments.cost import TOKENS, check_price, costs, with_price
 from experiments.metrics import TokenMeasures, common_vocabulary, rouge_l, task_measures, token_measures
+from experiments.text_metrics import matched_measures, text_measures
 
 TRAINED_ON = "training_prompts.json"
 SAMPLE_SEED = 12345
@@ -52,13 +55,25 @@ class Exam:
     ids: list[list[int]]
     samples: list[list[int]]  # one reply a prompt, from the teacher's full softmax; none of an absent teacher
     greedy: list[list[int]]  # the teacher's most probable replies
+    rare: list[int] = field(default_factory=list)  # `slices.rare_tokens` of samples and training references
 
 
-def set_exam(teacher: Teacher, prompts: Sequence[Prompt], rule: Rule) -> Exam:
-    """Let the teacher answer the prompts."""
+@dataclass(frozen=True)
+class Findings:
+    """What a whole measurement gives."""
+
+    measures: dict[str, float]
+    more: dict[str, Any]  # slices, positions, calibration; the latter two of a teacher that is there
+    replies: list[list[int]]  # the greedy ones
+
+
+def set_exam(teacher: Teacher, prompts: Sequence[Prompt], rule: Rule, train: Sequence[Prompt] = ()) -> Exam:
+    """Let the teacher answer the prompts; the references of `train` say, beside its samples, which tokens are rare."""
     ids = [teacher.encode(prompt.text) for prompt in prompts]
     samples, greedy = (answers(teacher, ids, teacher, rule, temperature) for temperature in (1.0, 0.0))
-    return Exam(list(prompts), ids, samples, greedy)
+    tokenizer, texts = getattr(teacher, "tokenizer", None), [text for prompt in train for text in prompt.references]
+    read = tokenizer(texts, add_special_tokens=False)["input_ids"] if tokenizer is not None and texts else []
+    return Exam(list(prompts), ids, samples, greedy, sorted(slices.rare_tokens([*samples, *read])))
 
 
 def answers(policy: Any, ids: list[list[int]], teacher: Teacher, rule: Rule, temperature: float) -> list[list[int]]:
@@ -85,32 +100,90 @@ def measure(student: Any, exam: Exam, teacher: Teacher, rule: Rule, *, quick: bo
         gives what needs no teacher.
     Raises: InputError: see `check_rows`.
     """
-    policy = teacher if student is None else student
+    if not quick:
+        return examine(student, exam, teacher, rule).measures
+    replies, greedy = _greedy(student, exam, teacher, rule)
+    beside = along(student, exam.ids, exam.samples, teacher, rule) if exam.samples else None
+    return _closeness(beside, greedy, exam) | {"greedy_length": fmean(map(len, replies))}
+
+
+def examine(student: Any, exam: Exam, teacher: Teacher, rule: Rule) -> Findings:
+    """Every measure of a causal LM on an exam, and its parts by slice, position and confidence.
+
+    Args, Raises: as `measure`.
+    """
+    replies, greedy = _greedy(student, exam, teacher, rule)
+    samples = exam.samples if student is None else answers(student, exam.ids, teacher, rule, 1.0)
+    beside = along(student, exam.ids, exam.samples, teacher, rule) if exam.samples else None
+    figures = _closeness(beside, greedy, exam)
+    figures |= {"greedy_length": fmean(map(len, replies)), "length": fmean(map(len, samples)), **text_measures(samples)}
+    overlaps = {"rouge_l": rouge_l(greedy, [prompt.references for prompt in exam.prompts])}
+    parts: list[tuple[TokenMeasures, list[int]]] = []
+    more: dict[str, Any] = {}
+    if beside is not None:
+        own = beside if student is None else along(student, exam.ids, samples, teacher, rule)
+        lengths = [[len(reply) for reply in side] for side in (exam.samples, samples)]
+        parts = [(beside, lengths[0]), (own, lengths[1])]
+        more = _by_position(*parts) | {"calibration": _calibration(beside, exam)}
+        figures |= _own_text(own, exam, samples, more)
+        overlaps["rouge_l_teacher"] = rouge_l(greedy, [[teacher.decode(reply)] for reply in exam.greedy])
+    more["slices"] = slices.by_tag(exam.prompts, greedy, samples, *parts)
+    if beside is not None:
+        more["slices"] |= slices.rare_words(beside, exam.samples, set(exam.rare))
+    figures |= {name: value for name, value in overlaps.items() if value is not None}
+    figures["parameters"] = float(parameters_of(teacher if student is None else student))
+    return Findings(figures, more, replies)
+
+
+def _greedy(student: Any, exam: Exam, teacher: Teacher, rule: Rule) -> tuple[list[list[int]], list[str]]:
+    """The greedy replies, and their texts."""
     if student is not None:
         said = max((max(text) for text in (*exam.ids, *exam.samples, *exam.greedy) if text), default=0)
         check_rows(said, student.get_output_embeddings().weight.shape[0])
     replies = exam.greedy if student is None else answers(student, exam.ids, teacher, rule, 0.0)
-    greedy = [teacher.decode(reply) for reply in replies]
-    figures = {
-        **(_beside(student, exam, teacher, rule) if exam.samples else {}),
-        **task_measures(greedy, exam.prompts),
-        "greedy_length": fmean(map(len, replies)),
-    }
-    if quick:
-        return figures
-    samples = exam.samples if student is None else answers(student, exam.ids, teacher, rule, 1.0)
-    overlaps = {
-        "rouge_l": rouge_l(greedy, [prompt.references for prompt in exam.prompts]),
-    }
-    if exam.samples:
-        own = along(student, exam.ids, samples, teacher, rule)
-        figures |= {"reverse_kl": float(own.reverse_kl.mean()), "entropy": float(own.entropy.mean())}
-        overlaps["rouge_l_teacher"] = rouge_l(greedy, [[teacher.decode(reply)] for reply in exam.greedy])
+    return replies, [teacher.decode(reply) for reply in replies]
+
+
+def _closeness(beside: TokenMeasures | None, greedy: list[str], exam: Exam) -> dict[str, float]:
+    """The measures along the teacher's samples, and what the greedy replies are worth."""
+    means = {} if beside is None else {name: float(getattr(beside, name).mean()) for name in slices.BESIDE}
+    return means | task_measures(greedy, exam.prompts)
+
+
+def _calibration(beside: TokenMeasures, exam: Exam) -> dict[str, list[float]]:
+    drawn = torch.tensor([token for reply in exam.samples for token in reply])
+    return reliability(beside.confidence, beside.best == drawn)
+
+
+def _by_position(beside: tuple[TokenMeasures, list[int]], own: tuple[TokenMeasures, list[int]]) -> dict[str, Any]:
+    at, own_at = positions.places(beside[1]), positions.places(own[1])
+    forward = positions.by_position(beside[0].forward_kl, at)
     return {
-        **figures,
-        "length": fmean(map(len, samples)),
-        **{name: value for name, value in overlaps.items() if value is not None},
-        "parameters": float(parameters_of(policy)),
+        "positions": {
+            "forward_kl": forward,
+            "leak": positions.by_position(beside[0].leak, at),
+            "reverse_kl": positions.by_position(own[0].reverse_kl, own_at),
+            "excess_error": positions.excess_error(positions.by_position(own[0].forward_kl, own_at), forward),
+            "count": torch.bincount(at).tolist(),
+            "own_count": torch.bincount(own_at).tolist(),
+        }
+    }
+
+
+def _own_text(own: TokenMeasures, exam: Exam, samples: list[list[int]], more: dict[str, Any]) -> dict[str, float]:
+    """Measures along the student's own samples: per token, per reply, and up to the length of the teacher's reply."""
+    limits = zip(samples, exam.samples, strict=True)
+    matched = torch.cat([torch.arange(len(reply)) < len(other) for reply, other in limits])
+    by = more["positions"]
+    excess = positions.at_the_end(by["excess_error"], by["count"], by["own_count"])
+    return {
+        "reverse_kl": float(own.reverse_kl.mean()),
+        "entropy": float(own.entropy.mean()),
+        "reverse_kl_sum": float(own.reverse_kl.sum()) / len(samples),
+        "reverse_kl_matched": float(own.reverse_kl[matched].mean()),
+        **matched_measures(samples, exam.samples),
+        "ece": expected_error(more["calibration"]),
+        **({} if excess is None else {"excess_error": excess}),
     }
 
 
@@ -121,16 +194,6 @@ def check_rows(token: int, rows: int) -> None:
             f"the teacher gives mass to token {token}, the student's vocabulary has {rows} rows: rows that pad a "
             "vocabulary are no tokens, and this teacher was not taught so; take a student padded at least as far"
         )
-
-
-def _beside(student: Any, exam: Exam, teacher: Teacher, rule: Rule) -> dict[str, float]:
-    """The measures along the teacher's samples."""
-    found = along(student, exam.ids, exam.samples, teacher, rule)
-    return {
-        "forward_kl": float(found.forward_kl.mean()),
-        "agreement": float(found.agreement.mean()),
-        "leak": float(found.leak.mean()),
-    }
 
 
 def speeds(student: Any, exam: Exam, teacher: Teacher, rule: Rule, repeats: int = 3) -> dict[str, float]:
@@ -164,21 +227,28 @@ def parameters_of(policy: Any) -> int:
 
 
 def along(student: Any, ids: list[list[int]], replies: list[list[int]], teacher: Teacher, rule: Rule) -> TokenMeasures:
-    """The measures at every state of these replies, all positions in one list."""
-    order = sorted(range(len(ids)), key=lambda index: len(ids[index]) + len(replies[index]))
-    parts: list[TokenMeasures] = []
-    while order:
-        longest = len(ids[order[-1]]) + len(replies[order[-1]])
-        rows = max(1, LOGITS_AT_ONCE // (longest * teacher.vocab_size))
-        chosen, order = order[-rows:], order[:-rows]
+    """The measures at every state of these replies, all positions in one list: reply after reply, in their order."""
+    parts: dict[int, TokenMeasures] = {}
+    for chosen in batches(ids, replies, teacher.vocab_size):
         texts = [ids[index] + replies[index] for index in chosen]
         teacher_logp = teacher.score(texts).cpu()
         student_logp = teacher_logp if student is None else _score(student, texts)
         for row, index in enumerate(chosen):
             states = slice(len(ids[index]) - 1, len(texts[row]) - 1)
             pair = common_vocabulary(student_logp[row, states], teacher_logp[row, states])
-            parts.append(token_measures(*pair, rule.top_p, rule.max_candidates))
-    return TokenMeasures(*(torch.cat(values) for values in zip(*parts, strict=True)))
+            parts[index] = token_measures(*pair, rule.top_p, rule.max_candidates)
+    ordered = [parts[index] for index in range(len(ids))]
+    return TokenMeasures(*(torch.cat(values) for values in zip(*ordered, strict=True)))
+
+
+def batches(ids: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], width: int) -> Iterator[list[int]]:
+    """Which texts are read together: those of like length, the longest first, as many as memory has room for."""
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]) + len(replies[index]))
+    while order:
+        longest = len(ids[order[-1]]) + len(replies[order[-1]])
+        rows = max(1, LOGITS_AT_ONCE // (longest * width))
+        chosen, order = order[-rows:], order[:-rows]
+        yield chosen
 
 
 def _score(student: Any, texts: list[list[int]]) -> torch.Tensor:

@@ -17,13 +17,15 @@ from envs.service_desk import score_reply
 
 
 class TokenMeasures(NamedTuple):
-    """Per-position measures of a student against its teacher, each (T,) float64."""
+    """Per-position measures of a student against its teacher, each (T,), float64 but for `best`."""
 
     forward_kl: Tensor  # KL(π_T ‖ π_S), nats
     reverse_kl: Tensor  # KL(π_S ‖ π_T), nats
     agreement: Tensor  # 1 where both have the same most probable token
     leak: Tensor  # student mass outside the teacher's set
     entropy: Tensor  # H(π_S), nats
+    best: Tensor  # the student's most probable token, int64
+    confidence: Tensor  # its probability
 
 
 def token_measures(student: Tensor, teacher: Tensor, p: float, max_candidates: int | None) -> TokenMeasures:
@@ -37,13 +39,16 @@ def token_measures(student: Tensor, teacher: Tensor, p: float, max_candidates: i
     """
     found = top_p(teacher, p, max_candidates)
     s, t = student.double(), teacher.double()
+    best = s.argmax(-1)
     inside = s.gather(-1, found.ids).exp().masked_fill(~found.mask, 0.0).sum(-1)
     return TokenMeasures(
         forward_kl=_divergence(t, s),
         reverse_kl=_divergence(s, t),
-        agreement=(s.argmax(-1) == t.argmax(-1)).double(),
+        agreement=(best == t.argmax(-1)).double(),
         leak=(1.0 - inside).clamp(0.0, 1.0),
         entropy=-torch.where(s.isfinite(), s.exp() * s, 0.0).sum(-1),
+        best=best,
+        confidence=s.gather(-1, best[..., None])[..., 0].exp(),
     )
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -55,10 +55,20 @@ TABLES = (
         "student_tokens": "student's tokens",
         "flops": "Gflop",
     },
+    {
+        "length": "length",
+        "length_sd": "length sd",
+        "distinct_2": "distinct-2",
+        "self_bleu": "self-BLEU",
+        "repetition": "repeats",
+        "ece": "ECE",
+        "excess_error": "excess error",
+        "reverse_kl_matched": "KL(S‖T) matched",
+    },
 )
 """Measure or cost -> heading of the tables: closeness to the teacher, what the greedy replies are worth, what running
-the model costs (`16`: of 16 texts together), and what learning took: `teacher's tokens` it wrote or read, `student's
-tokens` it wrote to learn from."""
+the model costs (`16`: of 16 texts together), what learning took (`teacher's tokens` it wrote or read, `student's
+tokens` it wrote to learn from), and how the text is."""
 UNITS = {"flops": 1e9, "flops_per_token": 1e6}
 WHOLE = {"parameters", "updates", "seconds", "walk_seconds", "tokens", "teacher_tokens", "student_tokens", "flops"}
 RUNNING = TIMED - {"tokens_per_second", "speed_up"} | {"flops_per_token"}
@@ -81,6 +91,7 @@ class Row:
     costs: dict[str, float]  # seconds of training, tokens seen, teacher_tokens drawn or scored
     measures: dict[str, float]  # on the test prompts
     curve: list[dict[str, float]]  # on the validation prompts, by updates
+    more: dict[str, Any] = field(default_factory=dict)  # slices, positions and calibration, on the test prompts
 
     @property
     def figures(self) -> dict[str, float]:
@@ -160,7 +171,7 @@ def _cell(name: str, values: Sequence[float]) -> str:
         return f"{mean / UNITS.get(name, 1):,.3g}"
     if name == "speed_up":
         return f"{mean:.1f}x"
-    digits = 1 if name == "length" else 3
+    digits = 1 if name in ("length", "length_sd") else 3
     return f"{mean:.{digits}f}" if math.isnan(half) or half == 0 else f"{mean:.{digits}f}±{half:.{digits}f}"
 
 

@@ -28,11 +28,12 @@ from agents.student import Student
 from envs.errors import InputError
 from experiments.arms import agent_of
 from experiments.cell import build_agent, check_settings, last_checkpoint, new_checkpoint
-from experiments.evaluate import check_rows, measure, remember_training_prompts
+from experiments.evaluate import check_rows, examine, measure, remember_training_prompts
 from experiments.flops import EVERY, counted, of_reading
 from experiments.folder import full_disk_is_said, write
 from experiments.labels import Labels
 from experiments.loop import LoopTrainer
+from experiments.replies import records
 from experiments.store.source import min_mass_of, tokens_of
 from experiments.walks import Walker
 from experiments.workspace import Cell, Report, Workspace
@@ -40,6 +41,7 @@ from experiments.workspace import Cell, Report, Workspace
 START = "start"
 """Pseudo-agent of the row that measures where every arm begins."""
 RESULT = "result.json"
+REPLIES = "replies.json"
 LOG_EVERY = 10  # updates between two points in TensorBoard
 
 
@@ -76,9 +78,13 @@ def _run_cell(space: Workspace, cell: Cell, report: Report) -> dict[str, Any]:
 def _finish(space: Workspace, cell: Cell, student: Student, training: dict[str, Any]) -> dict[str, Any]:
     """Measure and keep what a cell has trained."""
     student.model = merged(student.model)
-    measures = {}
+    folder = space.out / "cells" / cell.name
+    measures, more = {}, {}
     if not cell.role:
-        measures = measure(student.model, space.exam("test"), space.teacher, space.rule(cell.top_p))
+        exam, teacher, rule = space.exam("test"), space.teacher, space.rule(cell.top_p)
+        found = examine(student.model, exam, teacher, rule)
+        measures, more = found.measures, found.more
+        write(folder / REPLIES, json.dumps(records(exam, found.replies, teacher, rule), ensure_ascii=False))
     result = {
         "agent": cell.agent,
         "seed": cell.seed,
@@ -86,10 +92,10 @@ def _finish(space: Workspace, cell: Cell, student: Student, training: dict[str, 
         "threads": torch.get_num_threads(),
         **training,
         "measures": measures,
+        **more,
     }
     if cell.agent != START and not cell.role:
         _save_student(space, cell, student, result)
-    folder = space.out / "cells" / cell.name
     write(folder / RESULT, json.dumps(result, indent=1))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return result

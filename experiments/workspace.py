@@ -317,8 +317,9 @@ class Workspace:
             if self.config.teacher == ABSENT:
                 exam = Exam(prompts, [self.teacher.encode(prompt.text) for prompt in prompts], [], [])
             else:
-                exam = set_exam(self.teacher, prompts, self.rule(self.masses[0]))
-            write(path, json.dumps({"ids": exam.ids, "samples": exam.samples, "greedy": exam.greedy}))
+                exam = set_exam(self.teacher, prompts, self.rule(self.masses[0]), self.splits.train)
+            names = ("ids", "samples", "greedy", "rare")
+            write(path, json.dumps({name: getattr(exam, name) for name in names}))
 
         self.once(path, make)
         return Exam(prompts, **json.loads(path.read_text(encoding="utf-8")))
