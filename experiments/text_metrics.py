@@ -76,7 +76,8 @@ def self_bleu(replies: Replies) -> float:
         BLEU = min(1, exp(1 − r/c)) · (Π_n m_n / t_n)^(1/N),   N = min(4, c)
 
     with c tokens in the reply, r in the reference nearest in length (the shorter of two), m_n of its t_n n-grams
-    matched, each at most as often as in the reference that has it most, 0.1 where none is (smoothing 1 of Chen & Cherry 2014).
+    matched, each at most as often as in the reference that has it most, 0.1 where none is (smoothing 1 of Chen & Cherry
+    2014).
     Source: Zhu et al. (2018), arXiv:1802.01886; Papineni et al. (2002).
     """
     if len(replies) < 2:

@@ -55,7 +55,7 @@ def test_matched_texts_are_cut_to_the_shorter_of_each_pair() -> None:
 
 
 def test_calibration_by_hand() -> None:
-    bins = reliability(torch.tensor([1.0, 0.9, 0.25]).double(), torch.tensor([True, False, True]))
+    bins = reliability(torch.tensor([1.0, 0.9, 0.25], dtype=torch.float64), torch.tensor([True, False, True]))
     assert bins["count"] == [0, 0, 1, 0, 0, 0, 0, 0, 0, 2]
     assert bins["accuracy"][9] == 0.5 and bins["confidence"][9] == pytest.approx(0.95)
     assert bins["accuracy"][0] == bins["confidence"][0] == 0
