@@ -14,6 +14,7 @@ from typing import Any
 COMMANDS = {
     "compare": "distil the teacher with several agents and seeds, and compare what they reach (the main job)",
     "distill": "distil the teacher with one agent and one seed",
+    "report": "write the tables, figures and page of a finished run again, without a model",
     "collect": "let the teacher walk once and store its episodes, to learn from without it",
     "evaluate": "measure a student or teacher directory on held-out prompts",
     "generate": "talk to a student side by side with the teacher",
@@ -202,6 +203,15 @@ def _evaluate(words: list[str]) -> None:
     _write_json(settings.json, _named(figures))
 
 
+def _report(words: list[str]) -> None:
+    from experiments.page import rebuild
+
+    if words and not words[0].startswith("-"):
+        words = ["--run", *words]
+    for path in rebuild.rebuild(_parse(rebuild.ReportConfig, "report", words).run):
+        print(path)
+
+
 def _collect(words: list[str]) -> None:
     from experiments.store import draw
 
@@ -253,6 +263,7 @@ def _bench(words: list[str]) -> None:
 COMMAND_OF: dict[str, Callable[[list[str]], None]] = {
     "compare": _runs("CompareConfig", "compare"),
     "distill": _runs("DistillConfig", "distill"),
+    "report": _report,
     "collect": _collect,
     "evaluate": _evaluate,
     "generate": _generate,

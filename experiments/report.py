@@ -16,6 +16,7 @@ from experiments.folder import write
 from experiments.metrics import mean_and_interval
 
 if TYPE_CHECKING:
+    from experiments.page.figures import Profiles
     from experiments.workspace import Workspace
 
 TABLES = (
@@ -100,14 +101,21 @@ class Row:
         return {**learnt, **self.costs, **self.measures}
 
 
-def write_report(space: Workspace, rows: Sequence[Row], notes: Sequence[str] = ()) -> None:
-    """`results.csv`, `results.md` (the tables, then the notes) and the figures, whole or not at all."""
+def write_report(
+    space: Workspace, rows: Sequence[Row], notes: Sequence[str] = (), profiles: Profiles | None = None
+) -> None:
+    """`results.csv`, `results.md` (the tables, then the notes), the figures and the page, whole or not at all."""
+    from experiments.page.page import page
+    from experiments.page.rebuild import origin_of, replies_of
+
     write(space.out / "results.csv", results_csv(rows))
     write(space.out / "results.md", "\n\n".join([tables(rows, markdown=True), *notes]) + "\n")
     (space.out / "figures").mkdir(exist_ok=True)
     draw_curves(rows, space.out / "figures" / "learning_curves.png")
     draw_masses(rows, space.out / "figures" / "quality_by_top_p.png")
     draw_frontier(rows, space.out / "figures" / "frontier.png")
+    found = {"replies": replies_of(space.out, rows), "origin": origin_of(space.out)}
+    write(space.out / "report.html", page(rows, space.config, notes=notes, profiles=profiles, **found))
 
 
 def results_csv(rows: Sequence[Row]) -> str:
@@ -190,7 +198,7 @@ def draw_curves(rows: Sequence[Row], path: Path) -> None:
     """Validation measures against updates: the mean over seeds, and the range between the seeds."""
     own = {key: found for key, found in groups(rows).items() if found[0].curve}
     names = [name for name in DRAWN if any(name in row.curve[0] for found in own.values() for row in found)]
-    colours, masses = _colours(rows), sorted({top_p for _, top_p in own}, reverse=True)
+    colours, masses = colours_of(rows), sorted({top_p for _, top_p in own}, reverse=True)
     figure, axes = _panels(len(names))
     for place, name in zip(axes, names, strict=False):
         for (agent, top_p), found in own.items():
@@ -212,7 +220,7 @@ def draw_masses(rows: Sequence[Row], path: Path) -> None:
     by_agent: dict[str, dict[float, list[Row]]] = {}
     for (agent, top_p), found in groups(rows).items():
         by_agent.setdefault(agent, {})[top_p] = found
-    colours = _colours(rows)
+    colours = colours_of(rows)
     figure, axes = _panels(len(names))
     for place, name in zip(axes, names, strict=False):
         for number, (agent, at) in enumerate(by_agent.items()):
@@ -234,7 +242,7 @@ def draw_frontier(rows: Sequence[Row], path: Path) -> None:
     """
     cost = next((name for name in COST if any(name in row.measures for row in rows)), "")
     names = [name for name in DRAWN if cost and any(name in row.measures for row in rows)]
-    colours, masses = _colours(rows), sorted({row.top_p for row in rows}, reverse=True)
+    colours, masses = colours_of(rows), sorted({row.top_p for row in rows}, reverse=True)
     figure, axes = _panels(len(names))
     for place, name in zip(axes, names, strict=False):
         for (agent, top_p), own in groups(rows).items():
@@ -250,7 +258,7 @@ def draw_frontier(rows: Sequence[Row], path: Path) -> None:
     _finish(figure, axes, path)
 
 
-def _colours(rows: Sequence[Row]) -> dict[str, str]:
+def colours_of(rows: Sequence[Row]) -> dict[str, str]:
     """One colour an agent, the same in every figure; the teacher is black, the start grey."""
     agents = [agent for agent in dict.fromkeys(row.agent for row in rows) if agent not in FIXED_COLOURS]
     return FIXED_COLOURS | {agent: COLOURS[number % len(COLOURS)] for number, agent in enumerate(agents)}

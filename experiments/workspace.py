@@ -2,6 +2,7 @@
 
 config.yaml             the settings
 results.csv results.md  one row per agent, seed and top_p; the table
+report.html             one page with tables, figures, replies and how to repeat it; needs nothing else
 figures/*.png           learning curves, quality against top_p
 tensorboard/            event files, a folder a cell
 students/               plain Hugging Face directories
