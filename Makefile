@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2
 
-.PHONY: .venv demo test test-all lint format clean
+.PHONY: .venv demo test test-all chromium lint format clean
 
 .venv: $(INSTALLED)
 
@@ -20,8 +20,14 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(PYTEST) -m "not long" --cov=envs --cov=agents --cov-branch --cov-report=term:skip-covered --cov-fail-under=90
 
-test-all: test
+test-all: chromium test
 	$(PYTEST) -m long
+
+# The browser that draws a comparison's page; as root it is installed, others are told what to type.
+chromium:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+		|| { echo 'make test-all draws a page in Chromium, which is not installed: sudo apt-get install chromium'; exit 1; }
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -121,7 +121,8 @@ def _errors(x: Sequence[Any], values: Sequence[Sequence[float]], name: str, colo
     """Means with intervals; `flat` lays the values along x and the places along y."""
     means, halves = zip(*map(mean_and_interval, values), strict=True)
     bars = {"type": "data", "array": [0.0 if math.isnan(half) else half for half in halves], "thickness": 1.2}
-    style = {"mode": "markers" if flat else "lines+markers", "line": {"color": colour, "width": LINE}}
+    style: Figure = {"orientation": "h", "offsetgroup": name} if flat else {}
+    style |= {"mode": "markers" if flat else "lines+markers", "line": {"color": colour, "width": LINE}}
     style |= {"marker": {"color": colour, "size": 7}, "error_x" if flat else "error_y": {**bars, "color": colour}}
     first, second = (list(means), list(x)) if flat else (list(x), list(means))
     return {"type": "scatter", "x": first, "y": second, "name": name, **style}
@@ -143,28 +144,27 @@ def profiles_figure(profiles: Profiles, colours: Mapping[str, str]) -> Figure:
 
 
 def frontier(rows: Sequence[Row], colours: Mapping[str, str]) -> list[Figure]:
-    """Quality against what using and what learning a student takes; better is up and right, or down and left."""
-    figures = []
-    for name in [name for name in ("task_score", "forward_kl") if any(name in row.measures for row in rows)]:
+    """Quality against what using and what learning a student takes, at the largest top_p."""
+    chosen, figures = [row for row in rows if row.top_p == masses_of(rows)[0]], []
+    for name in [name for name in ("task_score", "forward_kl") if any(name in row.measures for row in chosen)]:
         for options in (AXES, COSTS):
-            axis = next((key for key in options if any(key in row.figures for row in rows)), None)
+            axis = next((key for key in options if any(key in row.figures for row in chosen)), "")
             traces = []
-            for (agent, top_p), found in groups(rows).items():
-                own = [row for row in found if name in row.measures and row.figures.get(axis or "", 0) > 0]
+            for (agent, _), found in groups(chosen).items():
+                own = [row for row in found if name in row.measures and row.figures.get(axis, 0) > 0]
                 if own:
-                    place = [fmean(row.figures[str(axis)] for row in own)]
-                    label = f"{agent}, p = {top_p:g}"
-                    traces.append(_errors(place, [[row.measures[name] for row in own]], label, colours[agent]))
-            if traces and axis:
+                    place = [fmean(row.figures[axis] for row in own)]
+                    traces.append(_errors(place, [[row.measures[name] for row in own]], agent, colours[agent]))
+            if traces:
                 figure = _figure(traces, DRAWN[name], options[axis])
-                figure["layout"]["xaxis"] |= {"type": "log", "dtick": "D2" if _narrow(traces) else 1}
+                figure["layout"]["xaxis"] |= {"type": "log"} if _far_apart(traces) else {"rangemode": "tozero"}
                 figures.append(figure)
     return figures
 
 
-def _narrow(traces: Sequence[Figure]) -> bool:
+def _far_apart(traces: Sequence[Figure]) -> bool:
     places: list[float] = [place for trace in traces for place in trace["x"]]
-    return max(places) < 30 * min(places)
+    return max(places) > 30 * min(places)
 
 
 def slices(rows: Sequence[Row], colours: Mapping[str, str]) -> list[Figure]:
@@ -188,7 +188,8 @@ def slices(rows: Sequence[Row], colours: Mapping[str, str]) -> list[Figure]:
             shown = [name for name in names if any(name in trace["y"] for trace in traces)]
             order = {"categoryorder": "array", "categoryarray": shown[::-1], "type": "category"}
             figure["layout"]["yaxis"] |= order
-            figure["layout"]["height"] = 120 + 26 * max(4, len(shown))
+            figure["layout"]["scattermode"] = "group"  # arms side by side
+            figure["layout"]["height"] = 120 + (8 + 9 * len(traces)) * max(4, len(shown))
             figures.append(figure)
     return figures
 

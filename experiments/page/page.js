@@ -14,7 +14,7 @@ function draw() {
     layout.xaxis = { ...layout.xaxis, ...axis };
     layout.yaxis = { ...layout.yaxis, ...axis };
     Object.assign(layout, { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size: 12 } });
-    Plotly.react(box, figure.data, layout, { responsive: true, displaylogo: false, displayModeBar: "hover" });
+    Plotly.react(box, figure.data, layout, { responsive: true, displayModeBar: false });
   }
 }
 document.getElementById("theme").addEventListener("click", () => {

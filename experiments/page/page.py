@@ -43,10 +43,10 @@ def page(
     drawn = [
         ("Learning curves", figures.curves(rows, colours), "Means over seeds, and the range between the seeds."),
         ("Mass of the candidate sets", figures.mass_sweep(rows, colours), MEANS),
-        ("Discount", figures.gamma_sweep(rows, colours, config.gamma), MEANS),
+        ("Discount", figures.gamma_sweep(rows, colours, config.gamma), LARGEST),
         ("Performance profiles", [figures.profiles_figure(profiles, colours)] if profiles else [], "With 95 % bands."),
-        ("Quality and what it takes", figures.frontier(rows, colours), MEANS),
-        ("Parts of the prompts", figures.slices(rows, colours), MEANS),
+        ("Quality and what it takes", figures.frontier(rows, colours), LARGEST),
+        ("Parts of the prompts", figures.slices(rows, colours), LARGEST),
         ("Along the reply", figures.positions(rows, colours), "Means over prompts and seeds."),
         (
             "Calibration",
@@ -61,6 +61,7 @@ def page(
 
 
 MEANS = "Means over seeds with their 95 % intervals."
+LARGEST = MEANS[:-1] + ", at the largest top_p."
 
 
 def _document(parts: Sequence[tuple[str, str]], config: RunConfig) -> str:
