@@ -156,10 +156,11 @@ def _print_figures(figures: dict[str, float]) -> None:
 
 def _runs(kind_name: str, command: str) -> Callable[[list[str]], None]:
     def run(words: list[str]) -> None:
-        from experiments import compare, config, jobs, launch, paired, report, statistics
+        from experiments import compare, config, jobs, launch, paired, report, statistics, sweep
 
         dry = "--dry-run" in words
         settings = _parse(getattr(config, kind_name), command, [word for word in words if word != "--dry-run"])
+        settings = sweep.swept(settings) if command == "compare" else settings
         if dry:
             from experiments.plan import plan
 

@@ -18,6 +18,7 @@ from experiments.folder import full_disk_is_said
 from experiments.jobs import FailedCells, run_cells, set_threads
 from experiments.report import Row, write_report
 from experiments.store.source import check_asks_nothing
+from experiments.sweep import swept
 from experiments.train import START, read_result
 from experiments.workspace import Cell, Workspace, cells_of
 
@@ -31,6 +32,7 @@ def compare(config: CompareConfig) -> list[Row]:
     Returns: one row per finished cell, the start and the teacher among them; none at 0 seeds, which only searches.
     Raises: InputError: bad input, before anything runs where it can be seen then. FailedCells: naming what failed.
     """
+    config = swept(config)
     space = Workspace(config)
     cells = cells_of(config.agents, range(config.seeds), config.top_p)
     if len(set(cells)) < len(cells):

@@ -163,6 +163,9 @@ class CompareConfig(RunConfig):
     """How many seeds, from 0 on; seed k has its own teacher episodes. 0: only search settings, see `trials`."""
     top_p: tuple[float, ...] = (0.9,)
     """One or several masses of the candidate sets, each in (0, 1]."""
+    sweep: tuple[str, ...] = ()
+    """Settings to compare several values of, in every combination, as in top_p=0.5,0.9 gamma=0,0.9,1: top_p sets the
+    masses, any other name makes an arm for each value, as soft_q@gamma=0, of every agent that has this setting."""
     trials: int = 0
     """Settings to try for each arm on the validation prompts, with a seed of its own, the given ones first; 0: none."""
     select: str = "forward_kl"

@@ -30,9 +30,8 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as ended:
             main([name, "--help"])
         assert ended.value.code == 0
-    assert "--preset NAME (champion, demo, family, paired, paper-gpt2, paper-opt, paper-qwen)" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    known = "champion, demo, family, paired, paper-gpt2, paper-opt, paper-qwen, reference, reference-sb3"
+    assert f"--preset NAME ({known})" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

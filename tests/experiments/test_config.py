@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agents import REGISTRY, agent_class
+from agents import REGISTRY, learner_class
 from envs.errors import InputError
 from experiments import config as config_module
 from experiments.arms import agent_of, agent_settings, split_arm
@@ -172,7 +172,7 @@ def test_every_preset_names_agents_and_settings_that_exist(preset: Path) -> None
     config = from_mapping(CompareConfig, read_yaml(preset), preset.name)
     assert config.agents
     for name in config.agents:
-        agent_class(agent_of(name)).make_config(**agent_settings(config, name))
+        learner_class(agent_of(name)).make_config(**agent_settings(config, name))
 
 
 def test_an_arm_is_an_agent_and_what_sets_it_apart() -> None:

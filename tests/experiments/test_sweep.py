@@ -1,0 +1,63 @@
+"""A sweep is a comparison that is written out: masses, and an arm for each combination of values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from envs.errors import InputError
+from experiments.compare import compare
+from experiments.config import CompareConfig, read_yaml
+from experiments.sweep import swept
+from tests.experiments.runs import small
+
+
+def test_names_multiply_where_an_agent_has_them() -> None:
+    config = CompareConfig(
+        agents=("kd", "soft_q", "soft_q@gamma=0.5", "cql@n=3"), sweep=("top_p=0.5,1.0", "gamma=0,1", "n=1,2")
+    )
+    found = swept(config)
+    assert found.top_p == (0.5, 1.0) and found.sweep == ()
+    assert found.agents == (
+        "kd",
+        "soft_q@gamma=0,n=1",
+        "soft_q@gamma=0,n=2",
+        "soft_q@gamma=1,n=1",
+        "soft_q@gamma=1,n=2",
+        "soft_q@gamma=0.5,n=1",
+        "soft_q@gamma=0.5,n=2",
+        "cql@n=3,gamma=0",
+        "cql@n=3,gamma=1",
+    )
+    assert swept(found) == found and config.top_p == (0.9,)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "says"),
+    [
+        (("gama=0,1",), "did you mean gamma"),
+        (("gamma",), "not of the form"),
+        (("gamma=0,,1",), "not of the form"),
+        (("=0",), "not of the form"),
+        (("gamma=0,0",), "twice"),
+        (("gamma=0", "gamma=1"), "twice"),
+        (("top_p=high",), "'high' is no number"),
+        (("clip_rewards=1",), "a setting of none of the agents"),
+    ],
+)
+def test_a_sweep_that_says_nothing_is_refused(sweep: tuple[str, ...], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        swept(CompareConfig(agents=("kd", "soft_q"), sweep=sweep))
+
+
+def test_a_sweep_runs_and_goes_on_as_the_comparison_that_it_stands_for(tmp_path: Path) -> None:
+    config = small(tmp_path, agents=("bc", "soft_q"), sweep=("top_p=0.8,0.9", "gamma=0,1"))
+    arms = ["teacher", "start", "bc", "soft_q@gamma=0", "soft_q@gamma=1"]
+    rows = compare(config)
+    assert [(row.agent, row.top_p) for row in rows] == [(arm, p) for p in (0.8, 0.9) for arm in arms]
+    assert read_yaml(config.out / "config.yaml")["agents"] == ["bc", "soft_q@gamma=0", "soft_q@gamma=1"]
+    kept = (config.out / "cells/soft_q@gamma=0-p0.8-seed0/result.json").stat().st_mtime_ns
+    again = compare(small(tmp_path, agents=tuple(arms[2:]), top_p=(0.8, 0.9)))
+    assert [row.curve for row in again] == [row.curve for row in rows]
+    assert (config.out / "cells/soft_q@gamma=0-p0.8-seed0/result.json").stat().st_mtime_ns == kept
