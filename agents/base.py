@@ -119,6 +119,7 @@ class Agent(ABC, Generic[C]):
             raise InputError(f"total_updates is {total_updates}; it must be at least 1")
         self.student, self.config, self.total_updates = student, config, total_updates
         self.updates = 0
+        self.spent = 0.0  # share of a budget other than updates; the run that has one says so before an update
         self.generator = torch.Generator().manual_seed(seed)  # for agents that draw; saved with the rest
         self.optimiser = optimiser_of(self.trainables(), student.let_rows_rest(), config.lr, config.weight_decay)
 
@@ -140,6 +141,11 @@ class Agent(ABC, Generic[C]):
         """The student's own episodes it asks a run for (`agents.walks`); None: the teacher's alone."""
         found: Walks | None = getattr(self.config, "walks", None)
         return found
+
+    @property
+    def progress(self) -> float:
+        """Where schedules stand, in units of updates: those made, or more where more of another budget is spent."""
+        return max(float(self.updates), self.spent * self.total_updates)
 
     @property
     @abstractmethod
@@ -211,7 +217,7 @@ class Agent(ABC, Generic[C]):
                 f"{self.name}: loss {float(loss.detach()):g}, gradient norm {float(norm):g} at update "
                 f"{self.updates + 1}; the student keeps its weights; lower lr"
             )
-        rate = self.config.lr * schedule(self.updates, self.config.warmup, self.total_updates)
+        rate = self.config.lr * schedule(self.progress, self.config.warmup, self.total_updates)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.step()
@@ -292,7 +298,7 @@ def _kinds(hint: Any) -> str:
 KEYS = ("context", "length", "ids", "mask")
 
 
-def schedule(update: int, warmup: int, total: int) -> float:
+def schedule(update: float, warmup: int, total: int) -> float:
     """Share of the peak rate at a 0-based update: linear warm-up over at most total/10, then a cosine to 0."""
     warm = min(warmup, total // 10)
     if update < warm:

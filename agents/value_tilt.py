@@ -123,7 +123,9 @@ class ValueTilt(Agent[ValueTiltConfig]):
     def strength(self) -> float:
         """ηγ at this update."""
         ramp = self.config.tilt_share * self.total_updates
-        return self.config.gamma * min(max((self.updates - self.alone) / ramp, 0.0), 1.0) if ramp else self.config.gamma
+        return (
+            self.config.gamma * min(max((self.progress - self.alone) / ramp, 0.0), 1.0) if ramp else self.config.gamma
+        )
 
     def loss(self, batch: Episodes) -> tuple[Tensor, Logs]:
         config, weights, mask = self.config, batch.step_weights, batch.mask[:, :-1]
@@ -137,7 +139,7 @@ class ValueTilt(Agent[ValueTiltConfig]):
             apart = objectives.jensen_shannon(teacher, log_policy, 0.5, mask)
         loss = average(apart - config.leak_weight * log_inside, weights)
         logs |= {"divergence": average(apart, weights), "log_inside": average(log_inside, weights)}
-        return loss.detach() if self.updates < self.alone else loss, logs
+        return loss.detach() if self.progress < self.alone else loss, logs
 
     @torch.no_grad()
     def look_ahead(self, batch: Episodes, scores: Scores) -> tuple[Tensor, Logs]:

@@ -98,7 +98,12 @@ class RunConfig(LoadConfig):
     teacher_walk: str = "full"
     """What the teacher's episodes are drawn from: "full", its whole softmax, or "set", its candidates renormalised."""
     updates: int = 300
-    """Updates of each agent."""
+    """Updates of each agent; with another `budget` the most of them."""
+    budget: str = "updates"
+    """What every arm may spend alike: updates, teacher_tokens, flops or seconds. Agents that walk by themselves (sb3:…)
+    count no flops, and their own schedules follow their steps."""
+    budget_size: float = 0.0
+    """How much of it; of updates, `updates` says so. A run by seconds is not bit-reproducible."""
     batch_size: int = 16
     """Episodes an update."""
     micro_batch: int = 0

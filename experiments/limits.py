@@ -8,6 +8,7 @@ from agents.vocabulary import Head
 from envs.candidates import check_top_p
 from envs.errors import InputError
 from envs.rewards import Sqil, make_reward
+from experiments.budget import check_budget
 from experiments.collect import TEACHER_WALKS
 from experiments.config import RunConfig
 from experiments.references import TARGETS
@@ -21,6 +22,7 @@ def check_limits(config: RunConfig, masses: Sequence[float]) -> None:
     for top_p in masses:
         check_top_p(top_p, config.max_candidates)
     make_reward(config.reward, config.gamma)
+    check_budget(config)
     _ = config.loading
     if config.dtype not in PRECISIONS:
         raise InputError(

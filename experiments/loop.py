@@ -5,7 +5,7 @@ number of teacher labels (`AGENT.steps=N` sets another). It starts from the same
 prompts as often, and is exported the same way. `updates` of its curve and its row are the share of the budget that is
 spent, in units of the run's updates, so that curves share an axis; `gradient_steps` in its result counts its own.
 
-A stopped cell goes on from its last checkpoint with what is left of the budget. That is not bit-identical to a cell
+A budget of seconds ends it earlier, between two rollouts. A stopped cell goes on from its last checkpoint with what is left of the budget. That is not bit-identical to a cell
 that was never stopped: the episodes under way begin anew, with other random numbers.
 """
 
@@ -20,12 +20,17 @@ import torch
 from agents.loop import LoopAgent
 from agents.student import Student
 from envs.errors import InputError
+from experiments import budget
 from experiments.cell import build_agent, check_settings, last_checkpoint, new_checkpoint
 from experiments.evaluate import measure
 from experiments.store.source import tokens_of
 from experiments.workspace import Cell, Report, Workspace
 
 STATE = "trainer.pt"
+
+
+class _Spent(Exception):
+    """The wall-clock budget is over."""
 
 
 class LoopTrainer:
@@ -40,7 +45,12 @@ class LoopTrainer:
         assert isinstance(agent, LoopAgent)
         self.agent = agent
         self.budget = int(agent.config.steps or tokens_of(space.episodes(cell.seed, cell.top_p)))
-        self.record: dict[str, Any] = {"seconds": 0.0, "curve": []}
+        of, size = space.config.budget, space.config.budget_size
+        if of == "flops":
+            raise InputError(f"{agent.name} counts no flops; give it --budget seconds, or teacher_tokens")
+        if of == "teacher_tokens":
+            self.budget = min(self.budget, int(size))
+        self.record: dict[str, Any] = {"seconds": 0.0, "budget": budget.begun(space.config, 0.0), "curve": []}
         self._restore()
 
     @property
@@ -51,7 +61,14 @@ class LoopTrainer:
     @property
     def updates(self) -> int:
         """How much of the budget is spent, in units of the run's updates."""
-        return self.agent.steps * self.space.config.updates // self.budget
+        steps = self.agent.steps * self.space.config.updates // self.budget
+        return max(steps, int(self.spent * self.space.config.updates))
+
+    @property
+    def spent(self) -> float:
+        """Share of a budget of seconds."""
+        found = self.record["budget"]
+        return budget.share(found, self.record["seconds"]) if found["of"] == "seconds" else 0.0
 
     def run(self, report: Report) -> dict[str, Any]:
         """Learn until the budget is spent; the record of costs and of the validation curve."""
@@ -73,10 +90,14 @@ class LoopTrainer:
                     self._checkpoint()
                     self._saved = time.monotonic()
                 self._since = time.monotonic()
+                if self.spent >= 1:
+                    raise _Spent
 
             env = self._environment()
             try:
                 agent.learn(env, self.budget, watch=watch, logs=logs)
+            except _Spent:
+                pass
             finally:
                 env.close()
             self.record["seconds"] += time.monotonic() - self._since
@@ -133,4 +154,4 @@ class LoopTrainer:
         if state["budget"] != self.budget:
             raise InputError(f"{self.folder} was begun with {state['budget']} steps, now they are {self.budget}")
         self.agent.load(found)
-        self.record = state["record"]
+        self.record |= state["record"]

@@ -26,6 +26,7 @@ from agents.loop import LoopAgent
 from agents.replay import Replay
 from agents.student import Student
 from envs.errors import InputError
+from experiments import budget
 from experiments.arms import agent_of
 from experiments.cell import build_agent, check_settings, last_checkpoint, new_checkpoint
 from experiments.evaluate import check_rows, examine, measure, remember_training_prompts
@@ -151,19 +152,21 @@ class Trainer:
         config, record = self.space.config, self.record
         report("", self.agent.updates)
         self._label(report)
+        if "budget" not in record and not self.cell.role.startswith("warm"):  # a warm-up ends by itself
+            record["budget"] = budget.begun(config, self._cost(config.budget))
         saved = time.monotonic()
         with self._writer() as writer:
             if not record["curve"]:
                 self._validate(writer)
-            while self.agent.updates < config.updates:
+            while not self._over():
                 begin = time.monotonic()
                 figures, tokens = self._update()
                 seconds = time.monotonic() - begin
                 record["seconds"] += seconds
-                updates = self.agent.updates
-                if updates % LOG_EVERY == 0 or updates == config.updates:
+                updates, last = self.agent.updates, self._over()
+                if updates % LOG_EVERY == 0 or last:
                     self._log(writer, "train", {**figures, "tokens_per_second": tokens / seconds})
-                if updates % config.eval_every == 0 or updates == config.updates:
+                if updates % config.eval_every == 0 or last:
                     report("measuring on the validation prompts", 0)
                     self._validate(writer)
                 report(f"loss {figures['loss']:.3f}", 1)
@@ -171,9 +174,23 @@ class Trainer:
                     self._checkpoint()
                     saved = time.monotonic()
         self._checkpoint()
+        report("", config.updates - self.agent.updates)
+        return {"updates": self.agent.updates, **record, "flops": self._cost("flops")}
+
+    def _over(self) -> bool:
+        """Whether the last update is made; the agent is told how much of the budget is spent."""
+        found = self.record.get("budget", {"of": budget.UPDATES})
+        if found["of"] != budget.UPDATES:
+            self.agent.spent = parallel.first(lambda: budget.share(found, self._cost(found["of"])))
+        return self.agent.updates >= self.space.config.updates or self.agent.spent >= 1
+
+    def _cost(self, kind: str) -> float:
+        """What has been spent so far, of one kind of `budget.BUDGETS`."""
+        record = self.record
+        if kind != "flops":
+            return float(self.agent.updates if kind == budget.UPDATES else record[kind])
         reading = of_reading(self.space.teacher, record["teacher_tokens"])
-        decoding = of_reading(self.student.model, record.get("student_tokens", 0))
-        return {"updates": self.agent.updates, **record, "flops": record["flops"] + reading + decoding}
+        return float(record["flops"] + reading + of_reading(self.student.model, record.get("student_tokens", 0)))
 
     def _writer(self) -> Any:
         """Of the event files; a resumed run logs again what came after its checkpoint, and nothing before."""

@@ -1,0 +1,102 @@
+"""Arms end when an equal budget is spent, schedules follow it, and a stopped arm goes on to the same end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from agents import make_agent
+from agents.base import schedule
+from agents.errors import InputError as AgentInputError
+from agents.table_student import TableStudent
+from envs.errors import InputError
+from experiments.budget import share
+from experiments.compare import compare
+from experiments.config import CompareConfig
+from experiments.train import Trainer
+from tests.experiments.runs import small
+
+
+def result(config: CompareConfig, arm: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((config.out / f"cells/{arm}-p0.9-seed0/result.json").read_text())
+    return found
+
+
+def test_the_share_counts_from_the_first_update() -> None:
+    budget = {"of": "flops", "size": 50.0, "before": 10.0}
+    assert [share(budget, cost) for cost in (10.0, 20.0, 50.0, 70.0)] == [0.0, 0.25, 1.0, 1.0]
+
+
+def test_the_schedule_stands_where_the_budget_does() -> None:
+    agent = make_agent("bc", TableStudent(3, 1), total_updates=100)
+    agent.updates, agent.spent = 10, 0.55
+    assert agent.progress == pytest.approx(55) and schedule(agent.progress, 10, 100) == pytest.approx(0.5)
+    agent.spent = 0.0
+    assert agent.progress == 10
+
+
+def test_an_arm_ends_when_it_has_spent_its_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("free", "whole", "cut"):
+        (tmp_path / name).mkdir()
+    free = small(tmp_path / "free", agents=("bc",))
+    compare(free)
+    assert result(free, "bc")["updates"] == 6 and result(free, "bc")["budget"]["of"] == "updates"
+    size = result(free, "bc")["flops"] / 2
+    whole, cut = (
+        small(tmp_path / name, agents=("bc",), updates=50, budget="flops", budget_size=size)
+        for name in ("whole", "cut")
+    )
+    compare(whole)
+    found = result(whole, "bc")
+    assert found["updates"] in (3, 4) and found["flops"] >= size and found["curve"][-1]["updates"] == found["updates"]
+    assert found["budget"] == {"of": "flops", "size": size, "before": 0.0}
+    update = Trainer._update
+
+    def stopped(self: Trainer) -> Any:
+        if self.agent.updates == 2:
+            raise KeyboardInterrupt
+        return update(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_update", stopped)
+        compare(cut)
+    compare(cut)
+    ours, theirs = (load_file(config.out / "students/bc-seed0/model.safetensors") for config in (whole, cut))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_seconds_end_both_kinds_of_loop(tmp_path: Path) -> None:
+    pytest.importorskip("stable_baselines3")
+    config = small(
+        tmp_path,
+        agents=("bc", "sb3:a2c"),
+        agent_config=("sb3:a2c.steps=100000", "sb3:a2c.num_envs=4"),
+        updates=100000,
+        eval_every=100000,
+        budget="seconds",
+        budget_size=1.0,
+        checkpoint_seconds=60.0,
+    )
+    compare(config)
+    trained, walked = result(config, "bc"), result(config, "sb3.a2c")
+    assert 1.0 <= trained["seconds"] < 5.0 and trained["updates"] < 100000
+    assert 1.0 <= walked["seconds"] < 5.0 and walked["teacher_tokens"] < 100000 and walked["budget"]["size"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"budget": "tokens", "budget_size": 1.0}, "must be one of updates, teacher_tokens, flops, seconds"),
+        ({"budget": "seconds"}, "budget_size = 0 of seconds must be positive"),
+        ({"budget_size": 3.0}, "set --updates"),
+        ({"budget": "teacher_tokens", "budget_size": 2.0}, "spent before the first update"),
+    ],
+)
+def test_a_budget_that_buys_nothing_is_refused(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises((InputError, AgentInputError), match=says):
+        compare(small(tmp_path, agents=("bc",), **changes))
