@@ -143,6 +143,11 @@ class Agent(ABC, Generic[C]):
         return found
 
     @property
+    def depends_on_top_p(self) -> bool:
+        """Whether the candidate sets enter its loss, where the vocabulary is scored whole."""
+        return True
+
+    @property
     def progress(self) -> float:
         """Where schedules stand, in units of updates: those made, or more where more of another budget is spent."""
         return max(float(self.updates), self.spent * self.total_updates)

@@ -22,6 +22,10 @@ class BehaviorCloning(Agent[Config]):
     data: ClassVar[Literal["teacher", "student", "either", "mixed"]] = "teacher"
 
     @property
+    def depends_on_top_p(self) -> bool:
+        return False
+
+    @property
     def fixed_point(self) -> FixedPoint:
         return FixedPoint("teacher")
 
@@ -49,6 +53,10 @@ class FilteredCloning(BehaviorCloning):
     @property
     def fixed_point(self) -> FixedPoint:
         return FixedPoint("conditioned")
+
+    @property
+    def depends_on_top_p(self) -> bool:
+        return True
 
     def episode_weights(self, batch: Episodes) -> Tensor:
         inside = (batch.in_set | ~batch.steps).all(-1, keepdim=True)  # (B, 1)

@@ -45,6 +45,10 @@ class KnowledgeDistillation(Agent[KDConfig]):
         return frozenset({"teacher_logits"} if self.config.on == "vocabulary" else ())
 
     @property
+    def depends_on_top_p(self) -> bool:
+        return self.config.on == "set"
+
+    @property
     def fixed_point(self) -> FixedPoint:
         return FixedPoint("teacher" if self.config.on == "vocabulary" else "renormalised")
 

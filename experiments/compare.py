@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from agents import parallel
-from agents.student import SIZES
+from agents.base import Agent
+from agents.loop import LoopAgent
+from agents.student import SIZES, Student
+from agents.vocabulary import SHARE
 from envs.errors import InputError
 from experiments import launch, paired, statistics, tuning, warm_up
 from experiments.arms import agent_of
@@ -60,10 +65,15 @@ def _run(space: Workspace, arms: Sequence[str], cells: list[Cell], config: Compa
     launch.check(arms, jobs, trials)
     _ = space.stored  # a store that does not fit is refused before anything is written
     student = space.seedling(cells[-1].seed if cells else 0)
+    once = set()
     for arm in [*arms, *([config.warm_start] if config.warm_start else [])]:
         agent = build_agent(config, Cell(arm, 0, space.masses[0]), student, space.settings(arm))
         check_asks_nothing(config, arm, agent)
         launch.check_spread(config, arm, agent)
+        if _once(config, agent, student):
+            once.add(arm)
+    first = space.masses[0]
+    cells = [replace(cell, trained_at=first) if cell.agent in once and cell.top_p != first else cell for cell in cells]
     warm_up.check(space)
     if trials:
         tuning.check(space, arms, trials)
@@ -75,13 +85,24 @@ def _run(space: Workspace, arms: Sequence[str], cells: list[Cell], config: Compa
         notes = [tuning.tune(space, arms, trials, getattr(config, "select", ""), jobs)] if trials else []
         if not cells:
             return []
-        failures = run_cells(space, cells, jobs)
+        failures = run_cells(space, [cell for cell in cells if cell.trained_at is None], jobs)
+        failed = {(cell.agent, cell.seed) for cell, _ in failures if cell.top_p == first}
+        again = [cell for cell in cells if cell.trained_at is not None and (cell.agent, cell.seed) not in failed]
+        failures += run_cells(space, again, jobs, "measure")
         reference = getattr(config, "reference", "") or arms[0]
         rows = parallel.first(lambda: _report(space, cells, reference, notes))
     rows = [] if parallel.rank() else rows  # which process 0 prints
     if failures:
         raise FailedCells("; ".join(f"{cell.name}: {error}" for cell, error in failures), rows)
     return rows
+
+
+def _once(config: RunConfig, agent: Agent[Any] | LoopAgent[Any], student: Student) -> bool:
+    """Whether an arm learns the same weights at every mass, so that one student of a seed is measured at all."""
+    whole = config.head == "all" or config.negatives >= SHARE * student.vocab_size
+    drawn = config.teacher_walk == "full" and config.store is None
+    alike = drawn and whole and not getattr(config, "trials", 0)
+    return alike and isinstance(agent, Agent) and not agent.depends_on_top_p
 
 
 def _report(space: Workspace, cells: list[Cell], reference: str, notes: Sequence[str]) -> list[Row]:

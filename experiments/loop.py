@@ -5,8 +5,9 @@ number of teacher labels (`AGENT.steps=N` sets another). It starts from the same
 prompts as often, and is exported the same way. `updates` of its curve and its row are the share of the budget that is
 spent, in units of the run's updates, so that curves share an axis; `gradient_steps` in its result counts its own.
 
-A budget of seconds ends it earlier, between two rollouts. A stopped cell goes on from its last checkpoint with what is left of the budget. That is not bit-identical to a cell
-that was never stopped: the episodes under way begin anew, with other random numbers.
+A budget of seconds ends it earlier, between two rollouts. A stopped cell goes on from its last checkpoint with what is
+left of the budget. That is not bit-identical to a cell that was never stopped: the episodes under
+way begin anew, with other random numbers.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import math
 import shutil
 import time
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,12 @@ def _run_cell(space: Workspace, cell: Cell, report: Report) -> dict[str, Any]:
         check_settings(folder, finished["settings"], settings)
         report("", finished["updates"])
         return finished
+    training: dict[str, Any]
     if cell.agent == START:
         student, training = space.student(cell.seed), {"updates": 0, "curve": []}
+    elif cell.trained_at is not None:
+        student, training = _trained(space, replace(cell, top_p=cell.trained_at, trained_at=None))
+        report("", training["updates"])
     else:
         trainer = trainer_of(cell)(space, cell, settings, folder)
         training = trainer.run(report)
@@ -74,6 +78,15 @@ def _run_cell(space: Workspace, cell: Cell, report: Report) -> dict[str, Any]:
     report("" if cell.role else "measuring on the test prompts", 0)
     training = {"settings": settings, "processes": parallel.size(), **training}
     return parallel.first(lambda: _finish(space, cell, student, training))
+
+
+def _trained(space: Workspace, cell: Cell) -> tuple[Student, dict[str, Any]]:
+    """The student of a finished cell and what its training gave; the curve stays that of its own mass."""
+    found = read_result(space, cell)
+    assert found is not None
+    own = ("agent", "seed", "top_p", "threads", "measures")
+    training = {key: value for key, value in found.items() if key not in own}
+    return Student.load(space.student_directory(cell), **space.reading), training | {"trained_at": cell.top_p}
 
 
 def _finish(space: Workspace, cell: Cell, student: Student, training: dict[str, Any]) -> dict[str, Any]:

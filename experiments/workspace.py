@@ -59,6 +59,8 @@ class Cell:
     top_p: float
     role: str = ""
     """"trial" of a search, or a round of a warm-up; empty: an arm that is measured on the test prompts."""
+    trained_at: float | None = None
+    """The mass whose student this cell measures again with its own sets; none: it trains one."""
 
     @property
     def name(self) -> str:

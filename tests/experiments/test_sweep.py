@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from envs.errors import InputError
 from experiments.compare import compare
@@ -61,3 +63,24 @@ def test_a_sweep_runs_and_goes_on_as_the_comparison_that_it_stands_for(tmp_path:
     again = compare(small(tmp_path, agents=tuple(arms[2:]), top_p=(0.8, 0.9)))
     assert [row.curve for row in again] == [row.curve for row in rows]
     assert (config.out / "cells/soft_q@gamma=0-p0.8-seed0/result.json").stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize("arm", ["bc", "kd", "gkd", "kd@on=set", "bc_filtered"])
+def test_an_agent_that_says_so_learns_the_same_at_every_mass(arm: str, tmp_path: Path) -> None:
+    found = []
+    for p in (0.5, 0.9):
+        (tmp_path / str(p)).mkdir()
+        config = small(tmp_path / str(p), agents=(arm,), top_p=(p,), student="tiny")
+        compare(config)
+        found.append(load_file(config.out / f"students/{arm}-seed0/model.safetensors"))
+    alike = all(torch.allclose(found[0][name], found[1][name], atol=1e-6) for name in found[0])
+    assert alike == (arm in ("bc", "kd", "gkd"))
+
+
+def test_such_an_agent_is_trained_once_and_measured_at_every_mass(tmp_path: Path) -> None:
+    config = small(tmp_path, agents=("kd", "soft_q"), top_p=(0.5, 0.9))
+    first, second = (row for row in compare(config) if row.agent == "kd")
+    assert first.costs == second.costs and first.measures["forward_kl"] == pytest.approx(second.measures["forward_kl"])
+    assert first.measures["leak"] > second.measures["leak"]
+    logs = sorted(path.name for path in (config.out / "tensorboard").iterdir())
+    assert logs == ["kd-p0.5-seed0", "soft_q-p0.5-seed0", "soft_q-p0.9-seed0"]
