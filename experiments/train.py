@@ -86,7 +86,9 @@ def _trained(space: Workspace, cell: Cell) -> tuple[Student, dict[str, Any]]:
     assert found is not None
     own = ("agent", "seed", "top_p", "threads", "measures")
     training = {key: value for key, value in found.items() if key not in own}
-    return Student.load(space.student_directory(cell), **space.reading), training | {"trained_at": cell.top_p}
+    student = Student.load(space.student_directory(cell), **space.reading)
+    student.to(space.device)
+    return student, training | {"trained_at": cell.top_p}
 
 
 def _finish(space: Workspace, cell: Cell, student: Student, training: dict[str, Any]) -> dict[str, Any]:
