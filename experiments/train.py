@@ -26,7 +26,7 @@ from agents.loop import LoopAgent
 from agents.replay import Replay
 from agents.student import Student
 from envs.errors import InputError
-from experiments import budget
+from experiments import budget, provenance
 from experiments.arms import agent_of
 from experiments.cell import build_agent, check_settings, last_checkpoint, new_checkpoint
 from experiments.evaluate import check_rows, examine, measure, remember_training_prompts
@@ -322,6 +322,7 @@ def _save_student(space: Workspace, cell: Cell, student: Student, result: dict[s
         "start": space.config.student,
         **{key: result[key] for key in keys},
         **{f"test {name}": value for name, value in result["measures"].items() if name != "parameters"},
+        "made with": provenance.line(),
     }
     student.save(directory, card)
     remember_training_prompts(directory, space.splits.train, space.start_directory)

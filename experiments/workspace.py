@@ -1,6 +1,7 @@
 """A run folder, and what all its cells share: teacher, prompts, teacher episodes, exams, where students start.
 
 config.yaml             the settings
+run.json                versions, commit, command, hardware and digests of every time it ran
 results.csv results.md  one row per agent, seed and top_p; the table
 report.html             one page with tables, figures, replies and how to repeat it; needs nothing else
 figures/*.png           learning curves, quality against top_p
@@ -35,6 +36,7 @@ from envs.prompts import Prompt, Splits, embedded_splits, load_prompts, split_pr
 from envs.sequences import context_limit_of
 from envs.teachers import WARM_START, Teacher, load_teacher
 from envs.vector_env import TopPTokenVectorEnv
+from experiments import provenance
 from experiments.arms import agent_settings
 from experiments.collect import collect
 from experiments.config import ABSENT, WARM_START_NAME, RunConfig, dump
@@ -101,11 +103,13 @@ class Workspace:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"another command is running in {self.out}; wait for it, or give another --out") from None
-        self._check_inputs()
+        inputs = self.inputs()
+        self._check_inputs(inputs)
         write(self.out / CONFIG, dump(self.config))
+        provenance.remember(self.out, self.config, inputs)
 
-    def _check_inputs(self) -> None:
-        inputs, record = self._inputs(), self.out / INPUTS
+    def _check_inputs(self, inputs: dict[str, str]) -> None:
+        record = self.out / INPUTS
         if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != inputs:
             raise InputError(
                 f"the prompts, the teacher's files or the student's have changed since {self.out} was begun; what it "
@@ -113,7 +117,7 @@ class Workspace:
             )
         write(record, json.dumps(inputs))
 
-    def _inputs(self) -> dict[str, str]:
+    def inputs(self) -> dict[str, str]:
         """Digests of what a run reads: prompts with what is known about them, and the files of local models."""
         digests = {name: digest(repr(prompts)) for name, prompts in zip(Splits._fields, self.splits, strict=True)}
         for name, place in (("teacher", Path(self.config.teacher)), ("student", self.start_directory)):
