@@ -15,6 +15,7 @@ COMMANDS = {
     "compare": "distil the teacher with several agents and seeds, and compare what they reach (the main job)",
     "distill": "distil the teacher with one agent and one seed",
     "report": "write the tables, figures and page of a finished run again, without a model",
+    "reproduce": "repeat a run from its folder, and say whether its figures and weights come out the same",
     "collect": "let the teacher walk once and store its episodes, to learn from without it",
     "evaluate": "measure a student or teacher directory on held-out prompts",
     "generate": "talk to a student side by side with the teacher",
@@ -71,6 +72,7 @@ def _guarded(command: str, words: list[str]) -> int:
     from envs.errors import InputError
     from experiments import launch
     from experiments.jobs import FailedCells
+    from experiments.reproduce import Differs
 
     try:
         if command not in ("compare", "distill"):
@@ -78,7 +80,7 @@ def _guarded(command: str, words: list[str]) -> int:
         COMMAND_OF[command](words)
     except (InputError, AgentInputError) as error:
         return _say(str(error), 2)
-    except (DivergedError, FailedCells) as error:
+    except (DivergedError, FailedCells, Differs) as error:
         return _say(str(error), 1)
     except KeyboardInterrupt:
         return _say("stopped; the same command goes on where it stopped", 1)
@@ -194,6 +196,17 @@ def _runs(kind_name: str, command: str) -> Callable[[list[str]], None]:
     return run
 
 
+def _reproduce(words: list[str]) -> None:
+    from experiments import reproduce
+
+    settings = _parse(reproduce.ReproduceConfig, "reproduce", words)
+    outcome = reproduce.reproduce(settings)
+    print(reproduce.said(outcome))
+    _write_json(settings.json, _named(outcome.figures))
+    if not outcome.agrees:
+        raise reproduce.Differs(f"{settings.run} did not come out the same")
+
+
 def _evaluate(words: list[str]) -> None:
     from experiments import evaluate
     from experiments.config import EvaluateConfig
@@ -265,6 +278,7 @@ COMMAND_OF: dict[str, Callable[[list[str]], None]] = {
     "compare": _runs("CompareConfig", "compare"),
     "distill": _runs("DistillConfig", "distill"),
     "report": _report,
+    "reproduce": _reproduce,
     "collect": _collect,
     "evaluate": _evaluate,
     "generate": _generate,

@@ -179,6 +179,8 @@ class CompareConfig(RunConfig):
     """The arm that the others are compared with, paired by seed; none: the first."""
     jobs: int = 1
     """Worker processes."""
+    resume: bool = False
+    """Go on with a run that was begun before, and refuse a folder that holds none; without it either is taken."""
     out: Path = Path("runs/compare")
 
 

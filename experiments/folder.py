@@ -21,7 +21,7 @@ CONFIG = "config.yaml"
 INPUTS = Path("shared") / "inputs.json"  # digests of what the run reads
 FREE = set(
     "checkpoint_seconds threads json out micro_batch jobs agents seeds reference agent seed agent_config device "
-    "gradient_checkpointing shard price".split()
+    "gradient_checkpointing shard price resume".split()
 )
 """Settings that may change between two runs in one folder: which cells there are, and what each cell checks itself."""
 
@@ -59,6 +59,8 @@ def check_folder(config: RunConfig, out: Path) -> None:
     """Raises: InputError: the folder holds another run, or something else."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give another --out")
+    if getattr(config, "resume", False) and not (out / CONFIG).is_file():
+        raise InputError(f"--resume: {out} holds no run to go on with; leave --resume out to begin one there")
     if not out.exists() or not any(out.iterdir()):
         return
     if not (out / CONFIG).is_file():
