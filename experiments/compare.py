@@ -13,14 +13,14 @@ from agents.loop import LoopAgent
 from agents.student import SIZES, Student
 from agents.vocabulary import SHARE
 from envs.errors import InputError
-from experiments import launch, paired, statistics, tuning, warm_up
+from experiments import launch, paired, ray_jobs, statistics, tuning, warm_up
 from experiments.arms import agent_of
 from experiments.cell import build_agent, check_settings
 from experiments.config import ABSENT, CompareConfig, DistillConfig, RunConfig
 from experiments.cost import TOKENS, check_price, costs, with_price
 from experiments.evaluate import examine, parameters_of, speeds
 from experiments.folder import full_disk_is_said
-from experiments.jobs import FailedCells, run_cells, set_threads
+from experiments.jobs import FailedCells, run_cells, said, set_threads
 from experiments.report import Row, write_report
 from experiments.store.source import check_asks_nothing
 from experiments.sweep import swept
@@ -63,6 +63,7 @@ def _run(space: Workspace, arms: Sequence[str], cells: list[Cell], config: Compa
     set_threads(config, jobs)
     check_price(config.price)
     launch.check(arms, jobs, trials)
+    ray_jobs.check(config)
     _ = space.stored  # a store that does not fit is refused before anything is written
     student = space.seedling(cells[-1].seed if cells else 0)
     once = set()
@@ -93,7 +94,7 @@ def _run(space: Workspace, arms: Sequence[str], cells: list[Cell], config: Compa
         rows = parallel.first(lambda: _report(space, cells, reference, notes))
     rows = [] if parallel.rank() else rows  # which process 0 prints
     if failures:
-        raise FailedCells("; ".join(f"{cell.name}: {error}" for cell, error in failures), rows)
+        raise FailedCells("; ".join(f"{cell.name}: {said(error)}" for cell, error in failures), rows)
     return rows
 
 

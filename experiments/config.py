@@ -179,6 +179,15 @@ class CompareConfig(RunConfig):
     """The arm that the others are compared with, paired by seed; none: the first."""
     jobs: int = 1
     """Worker processes."""
+    retries: int = 2
+    """How often a cell whose process dies is tried again, from its checkpoint; after that it has failed."""
+    ray: str = ""
+    """Run the cells on Ray instead: "local", "auto" (the cluster of this machine) or its ADDRESS. All its machines must
+    see --out, the prompts and the models under the same paths. Needs the extra `ray`."""
+    cell_cpus: float = 1.0
+    """CPU cores that Ray sets aside for a cell, and its threads unless --threads says so."""
+    cell_gpus: float = 0.0
+    """GPUs that Ray sets aside for a cell; a fraction shares one."""
     resume: bool = False
     """Go on with a run that was begun before, and refuse a folder that holds none; without it either is taken."""
     out: Path = Path("runs/compare")

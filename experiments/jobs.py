@@ -1,17 +1,19 @@
-"""Many cells, one after another or in worker processes, with one bar; one that fails does not end the others."""
+"""Cells one after another, in worker processes or on Ray, with one bar; one that fails does not end the others."""
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
-import queue
+import pickle
 import signal
 import threading
 import time
+import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
@@ -19,14 +21,16 @@ from tqdm import tqdm
 
 from agents import parallel
 from agents.errors import DivergedError
+from agents.errors import InputError as AgentInputError
+from envs.errors import InputError
 from experiments.config import RunConfig
-from experiments.folder import full_disk_is_said
+from experiments.folder import full_disk_is_said, write
 from experiments.report import Row
 from experiments.train import START, run_cell
 from experiments.warm_up import warm_up
 from experiments.workspace import Cell, Report, Workspace
 
-FAILURES = (DivergedError, RuntimeError)
+ENDS_ALL = (InputError, AgentInputError)  # bad input and a full disk, which the other cells would meet too
 Failures = list[tuple[Cell, BaseException]]
 
 
@@ -41,28 +45,101 @@ class FailedCells(RuntimeError):
 def run_cells(space: Workspace, cells: Sequence[Cell], jobs: int, about: str = "compare") -> Failures:
     """Run these cells, and say which ended in an error.
 
-    Raises: FailedCells: a worker process died. InputError: bad input, or a full disk, which ends all of them.
+    A cell whose process dies goes on from its checkpoint in another one, `retries` times at most.
+
+    Raises: InputError: bad input, or a full disk, which ends all of them.
     """
     if not cells:
         return []
+    if getattr(space.config, "ray", ""):
+        from experiments.ray_jobs import in_ray
+
+        return in_ray(space, cells, about)
     return _in_processes(space, cells, jobs, about) if jobs > 1 else _in_turn(space, cells, about)
 
 
 def set_threads(config: RunConfig, jobs: int) -> None:
     """The threads that were asked for, or a fair share of the cores."""
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if parallel.size() > 1 else 1
-    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // (jobs * beside)))
+    share = (os.cpu_count() or 1) // (jobs * beside)
+    if getattr(config, "ray", ""):
+        share = int(getattr(config, "cell_cpus", 1))
+    torch.set_num_threads(config.threads or max(1, share))
 
 
-def _run(space: Workspace, cell: Cell, report: Report) -> None:
-    if space.config.warm_start:
-        with full_disk_is_said(space.out):
-            warm_up(space, cell.seed, report)
-    run_cell(space, cell, report)
+def run_one(space: Workspace, cell: Cell, report: Report) -> None:
+    """Run a cell alone: a process that a killed driver has left at it is waited for.
+
+    Whatever ends it unforeseen is kept beside it, in error.txt.
+    """
+    folder = space.out / "cells" / cell.name
+    with _alone(space, cell):
+        try:
+            if space.config.warm_start:
+                with full_disk_is_said(space.out):
+                    warm_up(space, cell.seed, report)
+            run_cell(space, cell, report)
+        except (DivergedError, *ENDS_ALL):
+            raise
+        except Exception:
+            with suppress(OSError):
+                write(folder / "error.txt", traceback.format_exc())
+            raise
+        (folder / "error.txt").unlink(missing_ok=True)
 
 
 @contextmanager
-def _bar(space: Workspace, cells: Sequence[Cell], about: str) -> Iterator[tqdm[Any]]:
+def _alone(space: Workspace, cell: Cell) -> Iterator[None]:
+    if parallel.rank():
+        yield
+        return
+    path = space.out / "cells" / f".{cell.name}.lock"
+    with full_disk_is_said(space.out):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def said(error: BaseException) -> str:
+    """An error in one line; its kind too where its text does not speak for itself."""
+    text = str(error)
+    return text if isinstance(error, (DivergedError, FailedCells)) else f"{type(error).__name__}: {text}"
+
+
+def sendable(error: Exception) -> Exception:
+    """The error, or what it says if it cannot go from one process to another."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever its own methods raise
+        return RuntimeError(said(error))
+    return error
+
+
+class Progress:
+    """The bar of all cells; one that begins again takes back what it had counted."""
+
+    def __init__(self, bar: tqdm[Any]) -> None:
+        self.bar, self.counted = bar, Counter[str]()
+
+    def report(self, name: str, text: str, updates: int) -> None:
+        """Count updates of a cell."""
+        self.counted[name] += updates
+        self.bar.set_postfix_str(f"{name}: {text}" if text else name, refresh=False)
+        self.bar.update(updates)
+
+    def again(self, name: str) -> None:
+        """A cell begins again from its checkpoint, and will report what it finds there."""
+        self.bar.update(-self.counted.pop(name, 0))
+
+    def failed(self, cell: Cell, error: BaseException) -> None:
+        """Say so at once; the end of the command says it again."""
+        self.bar.write(f"{cell.name} failed: {said(error)}")
+
+
+@contextmanager
+def bar_of(space: Workspace, cells: Sequence[Cell], about: str) -> Iterator[tqdm[Any]]:
     trained = sum(cell.agent != START for cell in cells)
     silent, size = parallel.rank() > 0, trained * space.config.updates
     with tqdm(total=size, unit="update", desc=about, mininterval=0.5, disable=silent) as bar:
@@ -71,7 +148,7 @@ def _bar(space: Workspace, cells: Sequence[Cell], about: str) -> Iterator[tqdm[A
 
 def _in_turn(space: Workspace, cells: Sequence[Cell], about: str) -> Failures:
     failures: Failures = []
-    with _bar(space, cells, about) as bar:
+    with bar_of(space, cells, about) as bar:
         for cell in cells:
 
             def report(text: str, updates: int, cell: Cell = cell) -> None:
@@ -79,21 +156,19 @@ def _in_turn(space: Workspace, cells: Sequence[Cell], about: str) -> Failures:
                 bar.update(updates)
 
             try:
-                _run(space, cell, report)
-            except FAILURES as error:
+                run_one(space, cell, report)
+            except ENDS_ALL:
+                raise
+            except Exception as error:
                 if parallel.size() > 1 and not isinstance(error, DivergedError):
                     raise  # which the others may know nothing of: their launcher ends them
                 failures.append((cell, error))
-                bar.write(f"{cell.name} failed: {error}")
+                Progress(bar).failed(cell, error)
     return failures
 
 
-_worker: tuple[Workspace, Any] | None = None
-
-
-def _start_worker(config: RunConfig, jobs: int, messages: Any, parent: int) -> None:
-    """Set a worker process up: it is ended by its parent, by no Ctrl-C of its own, and does not outlive it."""
-    global _worker
+def _serve(config: RunConfig, jobs: int, pipe: Connection, parent: int) -> None:
+    """A worker process: it is ended by its parent, by no Ctrl-C of its own, and does not outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
@@ -103,61 +178,98 @@ def _start_worker(config: RunConfig, jobs: int, messages: Any, parent: int) -> N
 
     threading.Thread(target=watch, daemon=True).start()
     set_threads(config, jobs)
-    _worker = Workspace(config), messages
+    space = Workspace(config)
+    while (cell := pipe.recv()) is not None:
+        error: Exception | None = None
+        try:
+            run_one(space, cell, lambda text, updates: pipe.send((text, updates)))
+        except Exception as found:
+            error = sendable(found)
+        pipe.send(error)
 
 
-def _work(cell: Cell) -> None:
-    assert _worker is not None
-    space, messages = _worker
-    _run(space, cell, lambda text, updates: messages.put((cell.name, text, updates)))
+class _Worker:
+    """A process that runs a cell at a time. Its pipe is its own: killed while it writes, it breaks no other's."""
+
+    def __init__(self, config: RunConfig, jobs: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(config, jobs, theirs, os.getpid()))
+        self.process.start()
+        theirs.close()  # so that the pipe ends with the process
+        self.cell: Cell | None = None
+
+    def begin(self, cell: Cell | None) -> None:
+        """Hand it a cell, or None to end; that it is dead is seen when it is listened to."""
+        self.cell = cell
+        with suppress(OSError):
+            self.pipe.send(cell)
 
 
 def _in_processes(space: Workspace, cells: Sequence[Cell], jobs: int, about: str) -> Failures:
-    context = multiprocessing.get_context("spawn")
-    messages = context.Queue()
-    arguments = (space.config, jobs, messages, os.getpid())
-    failures: Failures = []
-    pool = ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=arguments)
+    waiting, deaths, failures = list(cells), Counter[Cell](), Failures()
+    workers = [_Worker(space.config, jobs) for _ in range(min(jobs, len(cells)))]
     try:
-        running = {pool.submit(_work, cell): cell for cell in cells}
-        with _bar(space, cells, about) as bar:
-            while running:
-                _show(messages, bar)
-                for future in [future for future in running if future.done()]:
-                    cell = running.pop(future)
-                    if error := _error_of(future):
-                        failures.append((cell, error))
-                        bar.write(f"{cell.name} failed: {error}")
-            _show(messages, bar)
+        with bar_of(space, cells, about) as bar:
+            progress = Progress(bar)
+            while True:
+                for worker in workers:
+                    if worker.cell is None and waiting:
+                        worker.begin(waiting.pop(0))
+                busy = {worker.pipe: place for place, worker in enumerate(workers) if worker.cell is not None}
+                if not busy:
+                    break
+                for pipe in wait(list(busy), 0.5):
+                    place = busy[pipe]  # type: ignore[index]
+                    if _listen(workers[place], progress, failures):
+                        continue
+                    cell = _dead(workers[place], deaths, getattr(space.config, "retries", 0), progress, failures)
+                    waiting[:0] = [cell] if cell is not None else []
+                    workers[place] = _Worker(space.config, jobs)
+                bar.refresh()
+        for worker in workers:
+            worker.begin(None)
     except BaseException:
-        for process in list(pool._processes.values()):
-            process.terminate()
-        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.process.terminate()
         raise
-    pool.shutdown()
+    finally:
+        for worker in workers:
+            worker.process.join()
     return failures
 
 
-def _error_of(future: Future[None]) -> BaseException | None:
-    """How a cell failed. Bad input, a full disk and a dead worker end the whole comparison."""
-    error = future.exception()
-    if isinstance(error, BrokenProcessPool):
-        raise FailedCells("a worker process died (killed, or out of memory); run again to go on, perhaps with --jobs 1")
-    if error is None or isinstance(error, FAILURES):
-        return error
-    raise error
-
-
-def _show(messages: Any, bar: tqdm[Any]) -> None:
-    """Move the bar by what the workers have said; waits for half a second if nothing has been."""
+def _listen(worker: _Worker, progress: Progress, failures: Failures) -> bool:
+    """Take one message of a busy worker; False if it has died. Raises: InputError: what ends all cells."""
+    assert worker.cell is not None
     try:
-        said = [messages.get(timeout=0.5)]
-    except queue.Empty:
-        bar.refresh()
-        return
-    with suppress(queue.Empty):
-        while True:
-            said.append(messages.get_nowait())
-    name, text, _ = said[-1]
-    bar.set_postfix_str(f"{name}: {text}" if text else name, refresh=False)
-    bar.update(sum(updates for _, _, updates in said))
+        message = worker.pipe.recv()
+    except (EOFError, OSError):
+        return False
+    if isinstance(message, tuple):
+        progress.report(worker.cell.name, *message)
+        return True
+    if isinstance(message, ENDS_ALL):
+        raise message
+    if message is not None:
+        failures.append((worker.cell, message))
+        progress.failed(worker.cell, message)
+    worker.cell = None
+    return True
+
+
+def _dead(worker: _Worker, deaths: Counter[Cell], retries: int, progress: Progress, failures: Failures) -> Cell | None:
+    """The cell of a dead worker if it is to be tried again; else it has failed."""
+    cell = worker.cell
+    assert cell is not None
+    worker.process.join()
+    worker.pipe.close()
+    deaths[cell] += 1
+    progress.again(cell.name)
+    if deaths[cell] <= retries:
+        return cell
+    how = f"its process died {deaths[cell]} times, the last with exit code {worker.process.exitcode}"
+    error = FailedCells(f"{how} (-9: killed, or out of memory); run again to go on, perhaps with fewer --jobs")
+    failures.append((cell, error))
+    progress.failed(cell, error)
+    return None

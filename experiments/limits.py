@@ -43,6 +43,8 @@ def check_limits(config: RunConfig, masses: Sequence[float]) -> None:
         value = getattr(config, name, 1)
         if value < 1:
             raise InputError(f"{name} = {value} is below 1")
+    if (cores := getattr(config, "cell_cpus", 1.0)) <= 0:
+        raise InputError(f"cell_cpus = {cores} must be above 0; 1 is a core for each cell")
     if config.shard and config.lora:
         raise InputError(f"lora = {config.lora} leaves little to spread; leave --shard out")
     if config.shard and config.micro_batch:
@@ -51,6 +53,7 @@ def check_limits(config: RunConfig, masses: Sequence[float]) -> None:
             "--gradient-checkpointing, or leave --shard out"
         )
     free = {"seeds": "0 compares nothing", "trials": "0 searches nothing"}
+    free |= {"retries": "0 tries each cell once", "cell_gpus": "0 sets none aside"}
     free |= {"micro_batch": "0 takes whole batches", "lora": "0 learns all weights"}
     for name, nothing in free.items():
         if (value := getattr(config, name, 0)) < 0:

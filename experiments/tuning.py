@@ -17,7 +17,7 @@ from envs.errors import InputError
 from experiments.arms import split_arm
 from experiments.cell import build_agent
 from experiments.folder import write
-from experiments.jobs import FailedCells, run_cells
+from experiments.jobs import FailedCells, run_cells, said
 from experiments.report import aligned
 from experiments.train import read_result
 from experiments.workspace import Cell, Workspace
@@ -72,7 +72,7 @@ def tune(space: Workspace, arms: Sequence[str], count: int, select: str, jobs: i
     for (arm, top_p), cells in trials.items():
         scores = {cell: _score(space, cell, select) for cell in cells if read_result(space, cell) is not None}
         if not scores:
-            raise FailedCells(f"every trial of {arm} failed; the last: {failures[-1][1]}", [])
+            raise FailedCells(f"every trial of {arm} failed; the last: {said(failures[-1][1])}", [])
         best = (min if select in LOWER_IS_BETTER else max)(scores, key=lambda cell: scores[cell])
         own, found = split_arm(arm)[1], split_arm(best.agent)[1]
         chosen[f"{arm} {top_p:g}"] = {name: value for name, value in found.items() if name not in own}
