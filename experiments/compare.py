@@ -13,7 +13,7 @@ from agents.loop import LoopAgent
 from agents.student import SIZES, Student
 from agents.vocabulary import SHARE
 from envs.errors import InputError
-from experiments import launch, paired, ray_jobs, statistics, tuning, warm_up
+from experiments import launch, ray_jobs, statistics, tuning, warm_up
 from experiments.arms import agent_of
 from experiments.cell import build_agent, check_settings
 from experiments.config import ABSENT, CompareConfig, DistillConfig, RunConfig
@@ -108,13 +108,8 @@ def _once(config: RunConfig, agent: Agent[Any] | LoopAgent[Any], student: Studen
 
 def _report(space: Workspace, cells: list[Cell], reference: str, notes: Sequence[str]) -> list[Row]:
     rows = _rows(space, cells)
-    if found := paired.table(rows, reference, markdown=True):
-        notes = [f"Paired by seed, against {reference}; {paired.LEGEND}:\n\n{found}", *notes]
-    if statistics.several_seeds(rows):
-        found = statistics.table(statistics.summaries(rows, reference), reference, markdown=True)
-        notes = [*notes, f"{statistics.heading(rows)}:\n\n{found}"] if found else notes
-    notes = [*notes, f"{statistics.selection_rule(getattr(space.config, 'trials', 0))}."]
-    write_report(space, rows, notes)
+    notes = [*statistics.notes(rows, reference, getattr(space.config, "trials", 0)), *notes]
+    write_report(space, rows, notes, statistics.profiles(rows))
     return rows
 
 

@@ -16,6 +16,7 @@ import tyro
 from envs.errors import InputError
 from experiments import compare, provenance
 from experiments.config import CompareConfig, DistillConfig, from_mapping, read_yaml
+from experiments.cost import TIMED
 from experiments.folder import CONFIG, INPUTS
 from experiments.jobs import FailedCells
 from experiments.report import aligned
@@ -167,7 +168,7 @@ def _table(run: Path) -> dict[tuple[str, ...], dict[str, str]]:
 
 def _lasts(name: str) -> bool:
     """Whether a field is anything but a time, which no two runs share."""
-    return not ("seconds" in name or "per_second" in name or name == "speed_up")
+    return not ("seconds" in name or name in TIMED)
 
 
 def _difference(one: str, other: str) -> float:

@@ -12,12 +12,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments import paired
 from experiments.report import Row, aligned, groups
+
+if TYPE_CHECKING:
+    from experiments.page.figures import Profiles
 
 REPETITIONS = 1000
 SEED = 0
@@ -252,6 +256,26 @@ def heading(rows: Sequence[Row]) -> str:
     found = matrices(rows)
     scale = ", start = 0 and teacher = 1" if found.normalised else ""
     return f"Interquartile mean of {found.measure} over seeds and tasks{scale}; stratified bootstrap, 95 %"
+
+
+def notes(rows: Sequence[Row], reference: str, trials: int) -> list[str]:
+    """What a report says of an arm against another: paired differences, the table above, and the selection rule."""
+    said = []
+    if found := paired.table(rows, reference, markdown=True):
+        said.append(f"Paired by seed, against {reference}; {paired.LEGEND}:\n\n{found}")
+    if several_seeds(rows) and (found := table(summaries(rows, reference), reference, markdown=True)):
+        said.append(f"{heading(rows)}:\n\n{found}")
+    return [*said, f"{selection_rule(trials)}."]
+
+
+def profiles(rows: Sequence[Row]) -> Profiles | None:
+    """Performance profiles by the arms' labels, for the page; None of single seeds, which have no interval."""
+    if not several_seeds(rows):
+        return None
+    thresholds, found = performance_profile(rows)
+    several = len({top_p for _, top_p in found}) > 1
+    labels = {key: f"{key[0]}, p = {key[1]:g}" if several else key[0] for key in found}
+    return thresholds.tolist(), {labels[key]: (list(y), list(low), list(high)) for key, (y, low, high) in found.items()}
 
 
 def selection_rule(trials: int) -> str:

@@ -133,7 +133,7 @@ def profiles_figure(profiles: Profiles, colours: Mapping[str, str]) -> Figure:
     thresholds, found = profiles
     x, traces = [float(value) for value in thresholds], []
     for arm, (middle, low, high) in found.items():
-        colour = colours.get(arm, "#888888")
+        colour = colours.get(arm.partition(", p = ")[0], "#888888")
         y = [*map(float, high), *reversed([*map(float, low)])]
         area = {"fill": "toself", "fillcolor": colour, "opacity": 0.15, "line": {"width": 0}, "hoverinfo": "skip"}
         traces.append({"type": "scatter", "mode": "lines", "x": [*x, *reversed(x)], "y": y, **area})

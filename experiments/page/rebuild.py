@@ -93,16 +93,14 @@ def _read(path: Path) -> Any:
 
 def rebuild(out: Path) -> list[Path]:
     """Write everything that a comparison reports again; returns what was written. Raises: InputError: see above."""
-    from experiments import paired
+    from experiments import statistics
     from experiments.report import write_report
     from experiments.workspace import Workspace
 
     config, rows = config_of(out), rows_of(out)
     reference = getattr(config, "reference", "") or (config.agents[0] if isinstance(config, CompareConfig) else "")
-    table, tuned, notes = paired.table(rows, reference, markdown=True), out / "shared" / "tuned.md", []
-    if table:
-        notes.append(f"Paired by seed, against {reference}:\n\n{table}")
+    tuned, notes = out / "shared" / "tuned.md", statistics.notes(rows, reference, getattr(config, "trials", 0))
     if tuned.is_file():
         notes.append(tuned.read_text(encoding="utf-8").strip())
-    write_report(Workspace(config), rows, notes)
+    write_report(Workspace(config), rows, notes, statistics.profiles(rows))
     return [out / name for name in ("results.md", "figures", "report.html")]
