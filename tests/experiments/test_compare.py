@@ -5,12 +5,6 @@ from __future__ import annotations
 import csv
 import errno
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +22,10 @@ from envs.errors import InputError
 from envs.prompts import prompt_hash
 from experiments import train
 from experiments.compare import compare, distill
-from experiments.config import CompareConfig, DistillConfig, dump, from_mapping, read_yaml
+from experiments.config import CompareConfig, DistillConfig, from_mapping, read_yaml
 from experiments.cost import TIMED
 from experiments.evaluate import TRAINED_ON, refuse_training_prompts
 from experiments.jobs import FailedCells
-from experiments.reproduce import differences
 from experiments.train import Trainer
 from experiments.workspace import Workspace
 from tests.envs.models import save_tiny
@@ -330,49 +323,6 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         compare(config)
     assert (config.out / "cells/bc-p0.9-seed0/result.json").is_file()
     assert len(compare(config)) == 4
-
-
-def children_of(parent: int) -> list[int]:
-    """The worker processes of a driver, by /proc."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
-                found.append(int(stat.parent.name))
-    return found
-
-
-@pytest.mark.long
-@pytest.mark.timeout(900)
-def test_kill_9_at_any_moment_changes_nothing(tmp_path: Path) -> None:
-    """Killed over and over, driver or worker, a comparison ends with the weights and rows of one that never was."""
-    (tmp_path / "whole").mkdir()
-    whole = small(tmp_path / "whole", updates=40, seeds=2, episodes=64)
-    compare(whole)
-    settings, out, log = tmp_path / "settings.yaml", tmp_path / "killed", tmp_path / "log"
-    settings.write_text(dump(replace(whole, out=out, jobs=2, retries=100)))
-    command = [sys.executable, "-m", "experiments", "compare", "--config", str(settings)]
-    draw, kills, process = random.Random(0), 0, None
-    while kills < 20 or process is None or process.poll() is None:
-        if process is None or process.poll() is not None:  # a folder that is finished is reported again: killed there
-            process = subprocess.Popen(command, stdout=log.open("w"), stderr=subprocess.STDOUT)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(draw.uniform(1.0, 14.0) if kills < 20 else 240.0)
-            assert process.returncode == 0, log.read_text()
-            continue
-        workers = children_of(process.pid)
-        victim = draw.choice([process.pid, *workers])
-        with suppress(ProcessLookupError):
-            os.kill(victim, signal.SIGKILL)  # the driver alone at times: its workers must notice
-            kills += 1
-        if victim == process.pid:
-            process.wait()
-            process = None
-    for agent in whole.agents:
-        for seed in (0, 1):
-            assert same(whole.out / f"students/{agent}-seed{seed}", out / f"students/{agent}-seed{seed}")
-    found = differences(whole.out, out)
-    assert found.agrees and found.rows == 7, found
 
 
 def test_one_agent_in_several_arms(tmp_path: Path) -> None:

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
+import random
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +20,9 @@ from tqdm import tqdm
 from agents.errors import DivergedError
 from envs.errors import InputError
 from experiments.compare import compare
+from experiments.config import dump
 from experiments.jobs import FailedCells, Progress, said, sendable
+from experiments.reproduce import differences
 from tests.experiments.faulty_agents import MARK
 from tests.experiments.runs import small
 from tests.experiments.test_compare import same, table_rows
@@ -114,3 +123,46 @@ def test_a_cell_that_begins_again_is_counted_once() -> None:
     progress.again("a")
     progress.report("a", "", 3)
     assert bar.n == 4  # 3 of a's checkpoint, 1 of b
+
+
+def children_of(parent: int) -> list[int]:
+    """The worker processes of a driver, by /proc."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_kill_9_at_any_moment_changes_nothing(tmp_path: Path) -> None:
+    """Killed over and over, driver or worker, a comparison ends with the weights and rows of one that never was."""
+    (tmp_path / "whole").mkdir()
+    whole = small(tmp_path / "whole", updates=40, seeds=2, episodes=64)
+    compare(whole)
+    settings, out, log = tmp_path / "settings.yaml", tmp_path / "killed", tmp_path / "log"
+    settings.write_text(dump(replace(whole, out=out, jobs=2, retries=100)))
+    command = [sys.executable, "-m", "experiments", "compare", "--config", str(settings)]
+    draw, kills, process = random.Random(0), 0, None
+    while kills < 20 or process is None or process.poll() is None:
+        if process is None or process.poll() is not None:  # a folder that is finished is reported again: killed there
+            process = subprocess.Popen(command, stdout=log.open("w"), stderr=subprocess.STDOUT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(draw.uniform(1.0, 14.0) if kills < 20 else 240.0)
+            assert process.returncode == 0, log.read_text()
+            continue
+        workers = children_of(process.pid)
+        victim = draw.choice([process.pid, *workers])
+        with suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)  # the driver alone at times: its workers must notice
+            kills += 1
+        if victim == process.pid:
+            process.wait()
+            process = None
+    for agent in whole.agents:
+        for seed in (0, 1):
+            assert same(whole.out / f"students/{agent}-seed{seed}", out / f"students/{agent}-seed{seed}")
+    found = differences(whole.out, out)
+    assert found.agrees and found.rows == 7, found
