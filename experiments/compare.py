@@ -145,8 +145,8 @@ def _rows(space: Workspace, cells: list[Cell]) -> list[Row]:
             own = with_price(own, price)
             found = examine(None, exam, teacher, rule)
             measures = {**found.measures, **own, "parameters": float(parameters_of(teacher))}
-            place = space.out / "cells" / Cell("teacher", 0, top_p).name / RESULT
-            write(place, json.dumps({"agent": "teacher", "top_p": top_p, "measures": found.measures, **found.more}))
+            kept = space.out / "cells" / Cell("teacher", 0, top_p).name / RESULT
+            write(kept, json.dumps({"agent": "teacher", "top_p": top_p, "measures": found.measures, **found.more}))
             rows.append(Row("teacher", 0, top_p, 0, {}, measures, [], found.more))
         for result in results:
             if result["top_p"] == top_p:
