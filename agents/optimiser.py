@@ -82,7 +82,8 @@ def optimiser_of(
     """AdamW on these parameters, `resting` among them row by row."""
     if resting:
         return RestingRows(parameters, resting, lr, weight_decay)
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    whole = not any(map(parallel.is_spread, parameters))  # its learning rate would have to be spread with them
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=whole)
 
 
 def clip_gradients(parameters: Sequence[Tensor], most: float) -> Tensor:

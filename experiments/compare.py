@@ -20,12 +20,12 @@ from experiments.cell import build_agent, check_settings
 from experiments.config import ABSENT, CompareConfig, DistillConfig, RunConfig
 from experiments.cost import TOKENS, check_price, costs, with_price
 from experiments.evaluate import examine, parameters_of, speeds
-from experiments.folder import full_disk_is_said, write
+from experiments.folder import full_disk_is_said, teacher_file, write
 from experiments.jobs import FailedCells, run_cells, said, set_threads
 from experiments.report import Row, write_report
 from experiments.store.source import check_asks_nothing
 from experiments.sweep import swept
-from experiments.train import RESULT, START, read_result
+from experiments.train import START, read_result
 from experiments.workspace import Cell, Workspace, cells_of
 
 COSTS: tuple[str, ...] = ("seconds", "tokens", "teacher_tokens", "student_tokens", "walk_seconds", "flops")
@@ -145,8 +145,7 @@ def _rows(space: Workspace, cells: list[Cell]) -> list[Row]:
             own = with_price(own, price)
             found = examine(None, exam, teacher, rule)
             measures = {**found.measures, **own, "parameters": float(parameters_of(teacher))}
-            kept = space.out / "cells" / Cell("teacher", 0, top_p).name / RESULT
-            write(kept, json.dumps({"agent": "teacher", "top_p": top_p, "measures": found.measures, **found.more}))
+            write(space.out / teacher_file(top_p), json.dumps(found.more))
             rows.append(Row("teacher", 0, top_p, 0, {}, measures, [], found.more))
         for result in results:
             if result["top_p"] == top_p:

@@ -26,6 +26,11 @@ FREE = set(
 """Settings that may change between two runs in one folder: which cells there are, and what each cell checks itself."""
 
 
+def teacher_file(top_p: float) -> Path:
+    """Where a run keeps what was measured of the teacher itself beside its row of results.csv."""
+    return Path("shared") / f"teacher-p{top_p:g}.json"
+
+
 @contextmanager
 def full_disk_is_said(out: Path) -> Iterator[None]:
     """Turns whatever a full disk raises (an OSError, or an error of torch's or safetensors' own) into an InputError."""

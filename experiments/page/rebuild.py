@@ -11,7 +11,7 @@ from typing import Any
 
 from envs.errors import InputError
 from experiments.config import CompareConfig, DistillConfig, RunConfig, from_mapping, read_yaml
-from experiments.folder import CONFIG
+from experiments.folder import CONFIG, teacher_file
 from experiments.report import Row
 
 RESULTS = "results.csv"
@@ -58,7 +58,8 @@ def rows_of(out: Path) -> list[Row]:
 
 
 def _result(out: Path, agent: str, seed: int, top_p: float) -> dict[str, Any]:
-    found = _read(folder_of(out, agent, seed, top_p) / "result.json")
+    teachers = agent == "teacher"
+    found = _read(out / teacher_file(top_p) if teachers else folder_of(out, agent, seed, top_p) / "result.json")
     return dict(found) if found else {}
 
 
