@@ -129,7 +129,7 @@ def first(action: Callable[[], T]) -> T:
         try:
             said[0] = action()
         except Exception as error:  # whatever it is, the others must not wait for it
-            said[1] = _portable(error)
+            said[1] = portable(error)
         finally:
             _apart = False
     dist.broadcast_object_list(said, src=0)
@@ -138,7 +138,7 @@ def first(action: Callable[[], T]) -> T:
     return cast(T, said[0])
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """An error that another process can be told: itself, or its kind and words where it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))

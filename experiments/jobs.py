@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 import time
@@ -13,6 +12,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -81,7 +81,7 @@ def run_one(space: Workspace, cell: Cell, report: Report) -> None:
             run_cell(space, cell, report)
         except (DivergedError, *ENDS_ALL):
             raise
-        except Exception:
+        except Exception:  # an agent of a user's own may raise anything; it is written down, and raised
             with suppress(OSError):
                 write(folder / "error.txt", traceback.format_exc())
             raise
@@ -106,15 +106,6 @@ def said(error: BaseException) -> str:
     """An error in one line; its kind too where its text does not speak for itself."""
     text = str(error)
     return text if isinstance(error, (DivergedError, FailedCells)) else f"{type(error).__name__}: {text}"
-
-
-def sendable(error: Exception) -> Exception:
-    """The error, or what it says if it cannot go from one process to another."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever its own methods raise
-        return RuntimeError(said(error))
-    return error
 
 
 class Progress:
@@ -149,21 +140,17 @@ def bar_of(space: Workspace, cells: Sequence[Cell], about: str) -> Iterator[tqdm
 def _in_turn(space: Workspace, cells: Sequence[Cell], about: str) -> Failures:
     failures: Failures = []
     with bar_of(space, cells, about) as bar:
+        progress = Progress(bar)
         for cell in cells:
-
-            def report(text: str, updates: int, cell: Cell = cell) -> None:
-                bar.set_postfix_str(f"{cell.name}: {text}" if text else cell.name, refresh=False)
-                bar.update(updates)
-
             try:
-                run_one(space, cell, report)
+                run_one(space, cell, partial(progress.report, cell.name))
             except ENDS_ALL:
                 raise
-            except Exception as error:
+            except Exception as error:  # whatever ends one cell, the others are to finish; all are said in the end
                 if parallel.size() > 1 and not isinstance(error, DivergedError):
                     raise  # which the others may know nothing of: their launcher ends them
                 failures.append((cell, error))
-                Progress(bar).failed(cell, error)
+                progress.failed(cell, error)
     return failures
 
 
@@ -183,8 +170,8 @@ def _serve(config: RunConfig, jobs: int, pipe: Connection, parent: int) -> None:
         error: Exception | None = None
         try:
             run_one(space, cell, lambda text, updates: pipe.send((text, updates)))
-        except Exception as found:
-            error = sendable(found)
+        except Exception as found:  # the parent says it, and decides whether the others go on
+            error = parallel.portable(found)
         pipe.send(error)
 
 
@@ -216,12 +203,12 @@ def _in_processes(space: Workspace, cells: Sequence[Cell], jobs: int, about: str
                 for worker in workers:
                     if worker.cell is None and waiting:
                         worker.begin(waiting.pop(0))
-                busy = {worker.pipe: place for place, worker in enumerate(workers) if worker.cell is not None}
+                busy = [place for place, worker in enumerate(workers) if worker.cell is not None]
                 if not busy:
                     break
-                for pipe in wait(list(busy), 0.5):
-                    place = busy[pipe]  # type: ignore[index]
-                    if _listen(workers[place], progress, failures):
+                heard = wait([workers[place].pipe for place in busy], 0.5)
+                for place in busy:
+                    if workers[place].pipe not in heard or _listen(workers[place], progress, failures):
                         continue
                     cell = _dead(workers[place], deaths, getattr(space.config, "retries", 0), progress, failures)
                     waiting[:0] = [cell] if cell is not None else []

@@ -20,7 +20,6 @@ from experiments.jobs import (
     Progress,
     bar_of,
     run_one,
-    sendable,
     set_threads,
 )
 from experiments.workspace import Cell, Workspace
@@ -78,8 +77,8 @@ def work(config: RunConfig, cell: Cell, board: Any, place: str, path: list[str])
 
     try:
         run_one(Workspace(config), cell, report)
-    except Exception as error:
-        return sendable(error)
+    except Exception as error:  # the driver says it, and decides whether the others go on
+        return parallel.portable(error)
     board.say.remote(cell.name, "", pending)
     return None
 

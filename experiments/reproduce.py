@@ -19,6 +19,7 @@ from experiments.config import CompareConfig, DistillConfig, from_mapping, read_
 from experiments.cost import TIMED
 from experiments.folder import CONFIG, INPUTS
 from experiments.jobs import FailedCells
+from experiments.page.rebuild import config_of
 from experiments.report import aligned
 from experiments.workspace import Cell, Workspace
 
@@ -100,11 +101,7 @@ def settings_of(run: Path) -> CompareConfig | DistillConfig:
         raise InputError(f"{run} holds no {CONFIG}, so it is no run folder")
     if not (run / RESULTS).is_file():
         raise InputError(f"{run} holds no {RESULTS}: its run has not ended; give its command again to go on with it")
-    values = read_yaml(run / CONFIG)
-    source = str(run / CONFIG)
-    if "agent" in values:
-        return from_mapping(DistillConfig, values, source)
-    return from_mapping(CompareConfig, values, source)
+    return config_of(run)
 
 
 def _threads(run: Path) -> tuple[int | None, list[str]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.errors import InputError
-from experiments.config import CompareConfig, DistillConfig, RunConfig, from_mapping, read_yaml
+from experiments.config import CompareConfig, DistillConfig, from_mapping, read_yaml
 from experiments.folder import CONFIG, teacher_file
 from experiments.report import Row
 
@@ -26,13 +26,14 @@ class ReportConfig:
     """The run's folder."""
 
 
-def config_of(out: Path) -> RunConfig:
+def config_of(out: Path) -> CompareConfig | DistillConfig:
     """The settings of the run in a folder, which may have been moved. Raises: InputError: it is no run folder."""
     if not (out / CONFIG).is_file():
         raise InputError(f"{out} holds no {CONFIG}, so it is no run folder; give the --out of a comparison")
     values = read_yaml(out / CONFIG)
-    kind: type[RunConfig] = CompareConfig if "agents" in values else DistillConfig
-    return replace(from_mapping(kind, values, str(out / CONFIG)), out=out)
+    if "agents" in values:
+        return replace(from_mapping(CompareConfig, values, str(out / CONFIG)), out=out)
+    return replace(from_mapping(DistillConfig, values, str(out / CONFIG)), out=out)
 
 
 def rows_of(out: Path) -> list[Row]:

@@ -18,10 +18,11 @@ import pytest
 from tqdm import tqdm
 
 from agents.errors import DivergedError
+from agents.parallel import portable
 from envs.errors import InputError
 from experiments.compare import compare
 from experiments.config import dump
-from experiments.jobs import FailedCells, Progress, said, sendable
+from experiments.jobs import FailedCells, Progress, said
 from experiments.reproduce import differences
 from tests.experiments.faulty_agents import MARK
 from tests.experiments.runs import small
@@ -109,9 +110,9 @@ class Unsendable(Exception):
 
 
 def test_errors_cross_processes_as_what_they_say() -> None:
-    kept = sendable(InputError("top_p = 2"))
+    kept = portable(InputError("top_p = 2"))
     assert isinstance(kept, InputError) and str(kept) == "top_p = 2"
-    assert str(sendable(Unsendable())) == "Unsendable: a lambda"
+    assert str(portable(Unsendable())) == "Unsendable: a lambda"
     assert (said(DivergedError("loss nan")), said(ValueError("x"))) == ("loss nan", "ValueError: x")
 
 
