@@ -59,7 +59,7 @@ def execute(block: Block, folder: Path) -> None:
         (folder / name).write_text(body, encoding="utf-8")
 
     def run(command: list[str]) -> str:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=280)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=1100)
         assert done.returncode == 0, f"README line {block.line}: {command[-1]}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
 

@@ -47,7 +47,7 @@ class Installed(NamedTuple):
         """What `python WORDS` prints."""
         environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            [self.python, *words], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=280
+            [self.python, *words], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=1100
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

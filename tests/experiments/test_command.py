@@ -165,7 +165,7 @@ def test_an_agent_in_the_working_folder_is_found(tmp_path: Path) -> None:
     words = ["-m", "experiments", "compare", "--config", "s.yaml"]
     environment = {**os.environ, "PYTHONPATH": ""}
     done = subprocess.run(
-        [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1100
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "students" / "my_agent.Mine-seed0" / "config.json").is_file()

@@ -137,7 +137,7 @@ def children_of(parent: int) -> list[int]:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_kill_9_at_any_moment_changes_nothing(tmp_path: Path) -> None:
     """Killed over and over, driver or worker, a comparison ends with the weights and rows of one that never was."""
     (tmp_path / "whole").mkdir()

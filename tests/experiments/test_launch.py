@@ -45,7 +45,7 @@ def run(folder: Path, agent: str, launcher: list[str] | None = None, *more: str)
     """What a run prints. Its folder is made."""
     folder.mkdir(exist_ok=True)
     command = words(folder, agent, launcher, *more)
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=1100)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -224,7 +224,7 @@ def browse(path: Path) -> tuple[str, str]:
         [browser, *words, "--window-size=1280,900", "--dump-dom", path.as_uri()],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=1100,
         check=True,
     )
     return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
