@@ -145,7 +145,7 @@ def expected_length(policy: Any) -> float:
     return float(np.linalg.solve(np.eye(4) - chain, np.ones(4))[0])
 
 
-bonuses = np.linspace(-1.0, 0.8, 28)
+bonuses = np.linspace(-1.0, 0.8, 55)
 lengths = [expected_length(solve(teacher, "soft", top_p=1.0, reward=teacher.table + b).policy) for b in bonuses]
 own_length = expected_length(teacher.probabilities)
 centred = expected_length(solve(teacher, "soft", top_p=1.0, reward=teacher.table + 0.5).policy)
@@ -160,7 +160,7 @@ assert np.abs(blind.policy - teacher.probabilities).max() < 1e-12, "at γ = 0 a 
 # %%
 canvas, (left, right) = sheet(
     "Paid log π_T and entropy, the optimal student is the teacher, whatever γ is.\n"
-    "Sharper entropy changes which texts it writes; a bonus per token changes how long they are",
+    "Another temperature changes which texts it writes, a bonus per token how long they are",
     ["The next token after 2", "Texts under a constant reward per token, γ = 1"],
 )
 tokens = np.arange(4)
