@@ -149,7 +149,7 @@ middle.legend(frameon=False, fontsize=9, loc="lower right")
 right.plot(list(cost), list(cost.values()), color=DARK, linewidth=1.5)
 right.plot(list(cost), list(cost.values()), **mark("o"))
 for p in (0.5, 0.9):
-    right.annotate(f"{cost[p]:.1f} nats", (p, cost[p]), (p + 0.02, cost[p] + 0.5), color=ACCENT, fontsize=10)
+    right.annotate(f"{cost[p]:.1f} nats", (p, cost[p]), (p + 0.02, cost[p] + 0.3 - 0.4 * (p < 0.6)), color=ACCENT, fontsize=10)
 right.set_xlabel("p, of every token's set")
 right.set_ylabel("−Σ log Z, nats a reply")
 right.set_ylim(bottom=0)
