@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "measure a student or teacher directory on held-out prompts",
     "generate": "talk to a student side by side with the teacher",
     "teacher": "train the embedded teacher and its warm-start student",
+    "lesson": "run a lesson of the course, or list them: tdistill lesson 05",
     "bench": "measure speed and memory against what people use: bench env, bench learn, bench memory",
 }
 USAGE = "\n".join(
@@ -251,6 +252,14 @@ def _teacher(words: list[str]) -> None:
     _write_json(settings.json, _named(figures))
 
 
+def _lesson(words: list[str]) -> None:
+    from experiments.lessons import command
+
+    if words and not words[0].startswith("-"):
+        words = ["--number", *words]
+    command.run(_parse(command.LessonConfig, "lesson", words))
+
+
 def _bench(words: list[str]) -> None:
     from envs.errors import InputError
     from experiments.bench import env, learn, memory, table
@@ -283,6 +292,7 @@ COMMAND_OF: dict[str, Callable[[list[str]], None]] = {
     "evaluate": _evaluate,
     "generate": _generate,
     "teacher": _teacher,
+    "lesson": _lesson,
     "bench": _bench,
 }
 

@@ -105,7 +105,7 @@ assert abs(worth[2] + divergence) < 1e-9
 def learned(gamma: float) -> Any:
     """π_S of a soft-Q student at p = 1.  # (S, V)"""
     data = build(teacher, complete_paths(teacher, 1), 1.0, gamma)
-    student = train("soft_q", teacher, data, updates=300, gamma=gamma).student
+    student = train("soft_q", teacher, data, updates=150, lr=0.4, target_rate=0.2, gamma=gamma).student
     assert isinstance(student, TableStudent)
     return student.z.detach().softmax(-1).numpy()
 

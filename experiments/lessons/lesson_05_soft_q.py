@@ -92,7 +92,7 @@ texts = build(teacher, ended_paths(teacher, P, floor=1e-5), P, 1.0)
 
 def learned(name: str, data: Any, **config: Any) -> Table:
     """π_S of a student that this agent trained, over the whole vocabulary.  # (S, V)"""
-    student = train(name, teacher, data, **config).student
+    student = train(name, teacher, data, updates=150, lr=0.4, **config).student
     assert isinstance(student, TableStudent)
     policy: Table = student.z.detach().softmax(-1).numpy()
     return policy
@@ -100,7 +100,7 @@ def learned(name: str, data: Any, **config: Any) -> Table:
 
 students = {
     "kd on the nucleus": learned("kd", steps, on="set"),
-    "soft_q, γ = 1": learned("soft_q", steps),
+    "soft_q, γ = 1": learned("soft_q", steps, target_rate=0.1),
     "bc_filtered": learned("bc_filtered", texts),
 }
 targets = {"renormalised": renormalised.policy, "conditioned": conditioned.policy}

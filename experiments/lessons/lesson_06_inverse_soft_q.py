@@ -114,7 +114,7 @@ def optimum(gamma: float, c: float) -> Any:
 def learned(gamma: float, c: float) -> Any:
     """π_S of a `bellman_distill` student.  # (S, V)"""
     data = build(teacher, complete_paths(teacher, 1), P, gamma)
-    student = train("bellman_distill", teacher, data, gamma=gamma, c=c).student
+    student = train("bellman_distill", teacher, data, updates=150, lr=0.4, gamma=gamma, c=c).student
     assert isinstance(student, TableStudent)
     return student.z.detach().softmax(-1).numpy()
 
