@@ -134,7 +134,7 @@ for setting in ({"gama": 0.8}, {"gamma": 1.5}):
     except InputError as error:
         refused.append(str(error))
 print("\n".join(refused))
-assert "did you mean 'gamma'" in refused[0] and "must lie in [0, 1]" in refused[1]
+assert "did you mean gamma" in refused[0] and "must lie in [0, 1]" in refused[1]
 
 # %% [markdown]
 # ## The same file distils a language model
