@@ -134,7 +134,9 @@ left.step(np.arange(7) - 0.5, np.append(np.cumsum(ranked), 1.0), where="post", c
 left.axhline(0.8, color=ACCENT, linewidth=1)
 left.text(-0.45, 0.82, "p = .8", color=ACCENT, fontsize=10)
 left.text(5.4, 0.9, "mass so far", color=SECOND, fontsize=9, ha="right")
-left.set_xticks(range(6), [f"{token}\nslot {slot}" if slot < 4 else f"{token}\nout" for slot, token in enumerate(order)])
+left.set_xticks(
+    range(6), [f"{token}\nslot {slot}" if slot < 4 else f"{token}\nout" for slot, token in enumerate(order)]
+)
 left.set_xlabel("token, most probable first")
 left.set_ylabel("probability")
 for (p, found), shade in zip(((p, found_at[p]) for p in (0.5, 0.9, 0.99)), (MIDDLE, DARK, "black"), strict=True):
@@ -149,7 +151,9 @@ middle.legend(frameon=False, fontsize=9, loc="lower right")
 right.plot(list(cost), list(cost.values()), color=DARK, linewidth=1.5)
 right.plot(list(cost), list(cost.values()), **mark("o"))
 for p in (0.5, 0.9):
-    right.annotate(f"{cost[p]:.1f} nats", (p, cost[p]), (p + 0.02, cost[p] + 0.3 - 0.4 * (p < 0.6)), color=ACCENT, fontsize=10)
+    right.annotate(
+        f"{cost[p]:.1f} nats", (p, cost[p]), (p + 0.02, cost[p] + 0.3 - 0.4 * (p < 0.6)), color=ACCENT, fontsize=10
+    )
 right.set_xlabel("p, of every token's set")
 right.set_ylabel("−Σ log Z, nats a reply")
 right.set_ylim(bottom=0)

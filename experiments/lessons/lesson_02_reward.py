@@ -179,7 +179,11 @@ right.plot(bonuses, lengths, color=SECOND, linewidth=2)
 right.axvline(0, color=LIGHT, zorder=0)
 right.plot([0], [own_length], **mark("o", ACCENT, ACCENT))
 right.annotate(
-    f"the teacher: {own_length:.2f} tokens", (0, own_length), (-0.95, own_length + 1.4), color=ACCENT, fontsize=10,
+    f"the teacher: {own_length:.2f} tokens",
+    (0, own_length),
+    (-0.95, own_length + 1.4),
+    color=ACCENT,
+    fontsize=10,
     arrowprops={"arrowstyle": "-", "color": ACCENT},
 )
 right.set_xlabel("b, nats added to every token's reward")

@@ -46,7 +46,9 @@ def sampled_gradient(token: int, baseline: float) -> float:
     """Gradient ascent's estimate from one token: of logit 0, at a uniform student."""
     logits = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     log_policy = logits.log_softmax(-1)
-    outcome = (log_teacher - log_policy)[token] - baseline  # r − log π − V; policy_gradient takes no gradient through it
+    outcome = (log_teacher - log_policy)[
+        token
+    ] - baseline  # r − log π − V; policy_gradient takes no gradient through it
     objectives.policy_gradient(log_policy[token], outcome).backward()
     assert logits.grad is not None
     return -float(logits.grad[0])

@@ -16,7 +16,7 @@ import csv
 import inspect
 import io
 import tempfile
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,9 @@ own, wrong = fresh(NAME), fresh(Forgetful)
 at_first = errors(own)
 policy_gap, q_gap = learn(own)
 wrong_gap, _ = learn(wrong)
-print(f"from the soft optimum: {policy_gap[-1]:.4f} in probability, {q_gap[-1]:.4f} nats; forgetful {wrong_gap[-1]:.3f}")
+print(
+    f"from the soft optimum: {policy_gap[-1]:.4f} in probability, {q_gap[-1]:.4f} nats; forgetful {wrong_gap[-1]:.3f}"
+)
 assert policy_gap[-1] < TOLERANCE.policy and q_gap[-1] < TOLERANCE.q
 assert wrong_gap[-1] > 0.1
 at_last = errors(own)
@@ -151,13 +153,15 @@ with tempfile.TemporaryDirectory() as folder:
     prompts.write_text("\n".join(f"{a} {b}" for a in range(1, 6) for b in range(1, 6)))
     words = f"--teacher table:toy --student tiny --prompts {prompts} --top-p 0.8 --seeds 1 --updates 4 --episodes 16"
     words += f" --eval-prompts 4 --max-new-tokens 6 --threads 1 --jobs 1 --out {run}"
-    with redirect_stdout(io.StringIO()):
+    said = io.StringIO()
+    with redirect_stdout(said), redirect_stderr(said):
         code = main(["compare", *words.split(), "--agents", NAME])
+    assert code == 0, said.getvalue()
     with (run / "results.csv").open() as table:
         agents = {row["agent"] for row in csv.DictReader(table)}
     models = [path.parent for path in run.glob("students/*/config.json")]
     print("compare ended with", code, "and compared", sorted(agents), "students:", [path.name for path in models])
-    assert code == 0 and NAME in agents and len(models) >= 1
+    assert NAME in agents and len(models) >= 1
 
 # %% [markdown]
 # ## The figure
@@ -176,12 +180,15 @@ left.set_yscale("log")
 left.set_xlabel("updates")
 left.set_ylabel("probability; nats")
 left.text(UPDATES, 1.15 * wrong_gap[-1], "policy, log π forgotten", color=ACCENT, fontsize=9, ha="right", va="bottom")
-left.text(0.42, 0.13, "policy (dashed: what is asked)", color=DARK, fontsize=9, ha="right", transform=left.transAxes)
-left.text(0.98, 0.6, "Q, nats", color=SECOND, fontsize=9, ha="right", transform=left.transAxes)
+left.text(0.04, 0.2, "policy, probability\n(dashed: what is asked)", color=DARK, fontsize=9, transform=left.transAxes)
+left.text(0.5, 0.56, "Q, nats", color=SECOND, fontsize=9, transform=left.transAxes)
 steps = np.arange(len(at_first))
 right.bar(steps, at_first, 0.8, color=LIGHT, label="before the first update")
-right.plot(steps, at_last, label=f"after {UPDATES}", **mark("o", SECOND))
-right.set_xlabel("step (state, token taken)")
+right.plot(steps, at_last, label=f"after {UPDATES} updates", **mark("o", SECOND))
+names = [f"{s}\n{a}" for s, a in zip(case.batch.tokens[:, 0].tolist(), case.batch.taken[:, 0].tolist(), strict=True)]
+right.set_xticks(steps, [name for name, held in zip(names, case.batch.in_set[:, 0], strict=True) if held])
+right.set_xlabel("step: last token above, token taken below")
 right.set_ylabel("|v(s) − (r − log π + γ v(s'))|, nats")
-right.legend(frameon=False, fontsize=9)
+handles, labels = right.get_legend_handles_labels()
+right.legend(handles[::-1], labels[::-1], frameon=False, fontsize=9)
 show(canvas, "lesson_08")

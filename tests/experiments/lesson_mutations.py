@@ -74,7 +74,11 @@ MUTATIONS = [
         "return value - concave_reward",
     ),
     Mutation(
-        "07", "the actor's term teaches the critic", GRADIENTS, "-advantage.detach() * log_policy", "-advantage * log_policy"
+        "07",
+        "the actor's term teaches the critic",
+        GRADIENTS,
+        "-advantage.detach() * log_policy",
+        "-advantage * log_policy",
     ),
     Mutation(
         "08",

@@ -49,21 +49,25 @@ def _discounts(length: Tensor, terminated: Tensor, truncated: Tensor, gamma: flo
     row = torch.arange(steps + 1)
     mask = ((row < length[:, None]) | ((row == length[:, None]) & truncated[:, None]))[..., None]  # (B, T+1, 1)
     logp = torch.where(taken, -1.0, 0.0)
-    return Episodes(
-        tokens=torch.ones(len(length), steps + 1, dtype=torch.int64),
-        prompt_length=torch.ones_like(length),
-        length=length,
-        ids=mask.long(),
-        logp=torch.where(mask, -1.0, PAD_LOGP),
-        mask=mask,
-        slots=torch.where(taken, 0, -1),
-        rewards=logp,
-        discounts=torch.zeros(taken.shape),
-        in_set=taken,
-        behaviour_logp=logp,
-        teacher_logp_taken=logp,
-        from_teacher=torch.ones_like(terminated),
-    ).discounted(gamma).discounts
+    return (
+        Episodes(
+            tokens=torch.ones(len(length), steps + 1, dtype=torch.int64),
+            prompt_length=torch.ones_like(length),
+            length=length,
+            ids=mask.long(),
+            logp=torch.where(mask, -1.0, PAD_LOGP),
+            mask=mask,
+            slots=torch.where(taken, 0, -1),
+            rewards=logp,
+            discounts=torch.zeros(taken.shape),
+            in_set=taken,
+            behaviour_logp=logp,
+            teacher_logp_taken=logp,
+            from_teacher=torch.ones_like(terminated),
+        )
+        .discounted(gamma)
+        .discounts
+    )
 
 
 def _taken(log_policy: Tensor, ids: Tensor, tokens: Tensor) -> Tensor:
@@ -96,7 +100,7 @@ def exercises() -> list[Exercise]:
     t, half = torch.tensor, math.log(0.5)
     yes, no = t([True]), t([False])
     policy = t([[[0.5, 0.3, 0.2]]]).log()
-    reply = t([[[0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.4, 0.3, 0.3]]]).log()
+    reply = t([[[0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.1, 0.4, 0.5]]]).log()
     step = (t([-0.5, -1.0]), t([0.8, 0.0]), t([-0.7, half]))  # rewards, discounts, log π
     return [
         Exercise(
@@ -137,7 +141,7 @@ def exercises() -> list[Exercise]:
             _cloning,
             shows=(reply, t([[1, 1, END]]), t([3])),
             hides=(reply, t([[1, 1, 2]]), t([3])),
-            hint="(−log .5 − log .3 − log .4) / 3 = .938 nats: three tokens, and one of them is the end",
+            hint="(−log .5 − log .3 − log .1) / 3 = 1.400 nats: three tokens, and one of them is the end",
         ),
     ]
 
