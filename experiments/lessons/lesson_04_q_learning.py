@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Lesson 04 · Q-learning, and the target
 #
-# **New against lesson 03:** the student looks ahead. Cloning learns each token by itself; Q-learning learns what a token
-# is worth *with everything that may follow*, from single steps, by chasing a target it computes itself:
+# **New against lesson 03:** the student looks ahead. Cloning learns each token by itself; Q-learning learns what a
+# token is worth *with everything that may follow*, from single steps, by chasing a target it computes itself:
 #
 #     target = r + γ · max_{a' in A(s')} Q(s', a')        r = log π_T(a|s)
 #
@@ -71,8 +71,8 @@ assert np.allclose([math.log(best[state]) for state in range(4)], hard.value)
 # ## What follows a cut
 # Here every training text is one token long: after it the budget is used up, and unless the token was the end, the
 # text was *truncated*. The environment marks that by a discount of γ (0 only where a text really ends), and the target
-# bootstraps. Merge the two into one `done` flag, and the student believes that nothing follows a cut. Its fixed point is
-# then Q = r, the optimum for γ = 0: it has looked at rewards alone, with all the machinery running.
+# bootstraps. Merge the two into one `done` flag, and the student believes that nothing follows a cut. Its fixed point
+# is then Q = r, the optimum for γ = 0: it has looked at rewards alone, with all the machinery running.
 
 
 # %%

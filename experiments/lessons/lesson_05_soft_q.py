@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from agents.table_student import TableStudent
 from envs.exact import solve

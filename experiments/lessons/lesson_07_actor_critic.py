@@ -71,8 +71,8 @@ assert np.allclose(noisy, [0.294, 0.805], atol=5e-4)
 # ## Entropy inside the return
 # Many implementations leave log π out of the advantage and add an entropy bonus beside it. Both have the same mean. But
 # at the soft optimum `r − log π + V(s') = V(s)` holds for *every* token (that is what π = exp(Q − V) says), so with
-# the entropy inside, every advantage is 0 and a student that has arrived stands still. With a bonus outside, the tokens'
-# pushes cancel on average only, and it trembles for ever.
+# the entropy inside, every advantage is 0 and a student that has arrived stands still. With a bonus outside, the
+# tokens' pushes cancel on average only, and it trembles for ever.
 #
 # Exact, on the teacher of lesson 05: the noise of a one-token estimate along the way from the uniform student to the
 # optimum.

@@ -43,8 +43,8 @@ print(source[source.index("class PathConsistency") :])
 # ## How the loss reads
 # `student.scores(batch)` is one forward pass for every state of every episode. At each state it gives `value`, the
 # `log_policy` on the candidates and `log_inside`, the logarithm of the mass that the student leaves on them. A batch
-# carries `slots` (−1: the token taken was no candidate), `rewards`, `discounts` (γ, and 0 where a text really ended) and
-# `in_set`. There is no `done` flag to get wrong.
+# carries `slots` (−1: the token taken was no candidate), `rewards`, `discounts` (γ, and 0 where a text really ended)
+# and `in_set`. There is no `done` flag to get wrong.
 #
 # By hand, one step: v(s) = −1, log π = −.7, r = −.5, v(s') = −.6, γ = .8 gives the target −.5 + .7 − .48 = −.28, the
 # error −.72 and the loss .259. If the step ends the text, the target is .2 and the loss .72.

@@ -5,7 +5,6 @@ The environment was told a token; the student scores slots.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
