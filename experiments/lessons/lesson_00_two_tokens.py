@@ -56,7 +56,7 @@ assert terminated and not truncated and not observation["mask"].any(), "after th
 short = gymnasium.make("tdistill/TopPToken-v0", teacher=teacher, prompts=[[1]], top_p=1.0, max_new_tokens=2)
 short.reset(seed=0)
 short.step(0)
-observation, _, terminated, truncated, _ = short.step(0)
+observation, reward, terminated, truncated, info = short.step(0)
 assert truncated and not terminated and observation["mask"].all(), "after a cut there are"
 
 # %% [markdown]

@@ -140,8 +140,8 @@ left.set_xticks(
 left.set_xlabel("token, most probable first")
 left.set_ylabel("probability")
 for (p, found), shade in zip(((p, found_at[p]) for p in (0.5, 0.9, 0.99)), (MIDDLE, DARK, "black"), strict=True):
-    sizes = np.sort(found.sizes.numpy())
-    middle.step(sizes, np.arange(1, len(sizes) + 1) / len(sizes), where="post", color=shade, label=f"p = {p}")
+    ranked = np.sort(found.sizes.numpy())
+    middle.step(ranked, np.arange(1, len(ranked) + 1) / len(ranked), where="post", color=shade, label=f"p = {p}")
 middle.set_xscale("log")
 middle.set_xlim(0.9, 2048)
 middle.set_ylim(0, 1.02)

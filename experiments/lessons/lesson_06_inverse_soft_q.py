@@ -47,7 +47,7 @@ def one_step(gamma: float, c: float) -> tuple[float, list[float]]:
     """The loss of that step, and its gradient with respect to v(s), log π(a|s) and v(s')."""
     v, log_policy, ahead = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (-1, math.log(0.5), -2))
     loss = objectives.inverse_soft_q(v, log_policy, torch.tensor(gamma, dtype=torch.float64), ahead, c)
-    loss.backward()
+    torch.autograd.backward(loss)
     return float(loss.detach()), [0.0 if leaf.grad is None else float(leaf.grad) for leaf in (v, log_policy, ahead)]
 
 

@@ -49,14 +49,14 @@ def sampled_gradient(token: int, baseline: float) -> float:
     outcome = (log_teacher - log_policy)[
         token
     ] - baseline  # r − log π − V; policy_gradient takes no gradient through it
-    objectives.policy_gradient(log_policy[token], outcome).backward()
+    torch.autograd.backward(objectives.policy_gradient(log_policy[token], outcome))
     assert logits.grad is not None
     return -float(logits.grad[0])
 
 
 logits = torch.zeros(2, dtype=torch.float64, requires_grad=True)
 value = objectives.expected_value(log_teacher, logits.log_softmax(-1), torch.ones(2, dtype=torch.bool))
-value.backward()
+torch.autograd.backward(value)
 assert logits.grad is not None
 exact, v = float(logits.grad[0]), float(value.detach())
 for baseline in (0.0, v):

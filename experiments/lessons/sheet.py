@@ -6,8 +6,6 @@ one thing a figure is about in `ACCENT`.
 
 from __future__ import annotations
 
-import builtins
-import importlib
 import io
 import sys
 from pathlib import Path
@@ -51,11 +49,11 @@ def show(canvas: Any, name: str) -> Path | None:
 
     Returns: where it was written; None in a notebook.
     """
-    if hasattr(builtins, "get_ipython"):
+    notebook = sys.modules.get("IPython")
+    if notebook is not None and notebook.get_ipython() is not None:
         picture = io.BytesIO()
         canvas.savefig(picture, dpi=110)
-        shell = importlib.import_module("IPython.display")
-        shell.display(shell.Image(picture.getvalue()))
+        notebook.display.display(notebook.display.Image(picture.getvalue()))
         return None
     words = sys.argv
     folder = Path(words[words.index("--out") + 1]) if "--out" in words[:-1] else Path()
