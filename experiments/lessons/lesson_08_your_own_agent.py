@@ -76,7 +76,7 @@ class Forgetful(path_agent.PathConsistency):
         return objectives.average(0.5 * error.square(), batch.step_weights * batch.in_set) + leak, {}
 
 
-UPDATES = 200
+UPDATES = 150
 case = case_of(NAME, {"gamma": 0.8})  # every step of a six-token teacher, weighted by its probability
 
 

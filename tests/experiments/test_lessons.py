@@ -56,6 +56,7 @@ def test_the_course_is_listed_and_the_figure_shown_is_there(capsys: pytest.Captu
     assert "there is no lesson '9'; give one of 00, 01" in capsys.readouterr().err
 
 
+@pytest.mark.long
 class TestPathConsistency(AgentContract):
     agent = "experiments.lessons.path_agent:PathConsistency"
 
