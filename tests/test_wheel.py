@@ -73,12 +73,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 
 @pytest.mark.long
 def test_the_installed_wheel_runs_a_tiny_compare(installed: Installed) -> None:
-    """Weights and presets travel as package data; nothing is read from the repository."""
+    """Weights, presets and lessons travel as package data; nothing is read from the repository."""
     command = ["-m", "experiments", "compare", "--preset", "demo", "--agents", "bc", "--seeds", "1", "--updates", "2"]
     command += ["--episodes", "16", "--eval-prompts", "4", "--jobs", "1", "--threads", "1", "--out", "run"]
     installed.run(*command)
     with (installed.folder / "run" / "results.csv").open() as file:
         assert "bc" in {row["agent"] for row in csv.DictReader(file)}
+    assert "Lesson 05" in installed.run("-m", "experiments", "lesson")
+    assert "drawn: lesson_00.png" in installed.run("-m", "experiments", "lesson", "00")
+    assert (installed.site / "experiments" / "lessons" / "READING.md").is_file()
 
 
 @pytest.mark.long
