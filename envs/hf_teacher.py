@@ -38,7 +38,7 @@ def load_causal_lm(source: str | Path, loading: Loading | None = None) -> tuple[
     kind = {"attn_implementation": loading.attn_implementation} if loading.attn_implementation else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust, **kind)
-        tokenizer = _load_tokenizer(name, trust)
+        tokenizer = load_tokenizer(name, trust)
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"no causal model with tokenizer in {name!r} ({_first_line(error)}); {REMEDY}") from error
     return model.to(loading.device).eval(), tokenizer
@@ -161,7 +161,7 @@ def encoded(tokenizer: Any, text: str, chat_template: bool) -> list[int]:
     return ids
 
 
-def _load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     """The tokenizer, of the class its own files name: AutoTokenizer prefers the architecture's usual class, which reads
     a generic `tokenizer.json` beside, say, a Qwen2 model as an empty vocabulary."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast

@@ -1,0 +1,343 @@
+"""Asking a server over HTTP: patience, pace, and what it cost."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+from envs.errors import InputError, UnavailableError
+
+AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+"""Answers after which the same request may succeed."""
+PROMPTS = ("auto", "ids", "text")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How a served teacher is asked.
+
+    Raises: InputError: a number out of range, or `extra` that is no JSON object.
+    """
+
+    model: str = ""
+    """Name of the model; none: the only one that the server lists."""
+    api_key_env: str = ""
+    """Environment variable that holds the API key; none: no key is sent. The key is written nowhere."""
+    logprobs: int = 20
+    """Most probable tokens asked for at each step. vLLM gives 20 unless told otherwise, OpenAI 5."""
+    prompts: str = "auto"
+    """How prompts are sent: "ids", "text", or "auto": ids where the server takes them."""
+    batch: int = 1
+    """Prompts of a request. With more than one no seed is sent: a server may give it to all of them alike."""
+    concurrency: int = 8
+    """Requests in flight at a time."""
+    attempts: int = 6
+    """How often a request is sent before its failure is the command's."""
+    backoff: float = 0.5
+    """Seconds before the second attempt, doubled for each further one; a Retry-After of the server wins."""
+    longest_wait: float = 300.0
+    """Seconds that a server may ask to wait; beyond that the command ends, to be given again later."""
+    timeout: float = 120.0
+    """Seconds for an answer, from the request to its last byte."""
+    requests_per_minute: float = 0.0
+    """No more than that; 0: no limit."""
+    tokens_per_minute: float = 0.0
+    """No more than that, a request counting as its prompts and all the tokens it may be answered with; 0: no limit."""
+    price_prompt: float = 0.0
+    """What a million prompt tokens cost, in any currency."""
+    price_completion: float = 0.0
+    """What a million completion tokens cost."""
+    context: int | None = None
+    """Tokens that the server's model can see; none: what the server or the tokenizer says."""
+    extra: str = ""
+    """More fields of every request, as a JSON object."""
+    max_megabytes: int = 64
+    """A larger answer is refused."""
+
+    def __post_init__(self) -> None:
+        for name in ("logprobs", "batch", "concurrency", "attempts", "max_megabytes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"served.{name} = {getattr(self, name)} is below 1")
+        for name in ("timeout", "backoff", "longest_wait"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"served.{name} = {getattr(self, name)} must be a number of seconds above 0")
+        for name in ("requests_per_minute", "tokens_per_minute", "price_prompt", "price_completion"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"served.{name} = {getattr(self, name)} is below 0")
+        if self.prompts not in PROMPTS:
+            raise InputError(f"served.prompts = {self.prompts!r} must be one of {', '.join(PROMPTS)}")
+        if self.context is not None and self.context < 3:
+            raise InputError(f"served.context = {self.context} is below 3: a prompt, a reply and the token after it")
+        _ = self.more
+
+    @property
+    def more(self) -> dict[str, Any]:
+        """`extra` as a mapping."""
+        try:
+            found = json.loads(self.extra) if self.extra else {}
+        except ValueError as error:
+            raise InputError(f"served.extra is not JSON ({error}); write it as in '{{\"top_k\": 0}}'") from None
+        if not isinstance(found, dict):
+            raise InputError(f"served.extra must be a JSON object, not {type(found).__name__}")
+        return found
+
+    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """What these tokens cost."""
+        return (prompt_tokens * self.price_prompt + completion_tokens * self.price_completion) / 1e6
+
+
+class Spent(NamedTuple):
+    """What one request took: every attempt is one, whatever came of it."""
+
+    failed: bool
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class RefusedError(InputError):
+    """The server will not do what it was asked, however often."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class MalformedError(ValueError):
+    """An answer that cannot be used; the next one may be better."""
+
+
+class Client:
+    """One server, asked by any number of threads.
+
+    Args:
+        url: of the API, as in http://localhost:8000/v1.
+    Raises: InputError: a URL that cannot be used, or an environment variable that is not set.
+    """
+
+    def __init__(self, url: str, serving: Serving) -> None:
+        import httpx2
+
+        self.url, self.serving = checked(url), serving
+        self._key = _key(serving.api_key_env)
+        self.stopping = threading.Event()
+        self._requests = Pace(serving.requests_per_minute, self.stopping)
+        self._tokens = Pace(serving.tokens_per_minute, self.stopping)
+        self._lock = threading.Lock()
+        self._sink: Callable[[Spent], None] | None = None
+        self._unsaved: list[Spent] = []
+        self._http = httpx2.Client(
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            timeout=httpx2.Timeout(serving.timeout, connect=min(10.0, serving.timeout)),
+            limits=httpx2.Limits(max_connections=serving.concurrency),
+            follow_redirects=False,  # a key goes where the user sent it, nowhere else
+        )
+
+    def record(self, sink: Callable[[Spent], None] | None) -> None:
+        """Tell what is spent from now on, and what was not told yet, to `sink`; None: remember it."""
+        with self._lock:
+            self._sink, told = sink, self._unsaved
+            if sink is not None:
+                self._unsaved = []
+                for spent in told:
+                    sink(spent)
+
+    def get(self, path: str) -> Any:
+        """What the server has under a path.  Raises: as `ask`."""
+        return self._patiently("GET", path, None, lambda answer: answer, lambda answer: (0, 0), 0)
+
+    def ask(
+        self, path: str, body: Mapping[str, Any], read: Callable[[Any], T], used: Callable[[Any], tuple[int, int]]
+    ) -> T:
+        """What `read` makes of the answer; asked again where the answer is late, cut, an error of the server, or where
+        `read` raises `MalformedError`.
+
+        Args:
+            used: tokens of the prompts and of the completions of an answer, as far as it tells.
+        Raises:
+            RefusedError: the server refuses the request.
+            UnavailableError: every attempt failed, or the server asks to wait too long.
+        """
+        prompts = body["prompt"]
+        several = prompts if prompts and isinstance(prompts[0], list) else [prompts]
+        tokens = sum(len(prompt) + int(body["max_tokens"]) for prompt in several)
+        return self._patiently("POST", path, body, read, used, tokens)
+
+    def _patiently(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        read: Callable[[Any], T],
+        used: Callable[[Any], tuple[int, int]],
+        tokens: int,
+    ) -> T:
+        for attempt in range(1, self.serving.attempts + 1):
+            self._requests.take(1)
+            self._tokens.take(tokens)
+            answer: Any = None
+            wait, failed = 0.0, True
+            try:
+                answer = self._send(method, path, body)
+                found = read(answer)
+                failed = False
+                return found
+            except _Again as error:
+                problem, wait = str(error), error.wait
+            except MalformedError as error:
+                problem = f"its answer is of no use: {error}"
+            finally:
+                self._spend(Spent(failed, *(used(answer) if answer is not None else (0, 0))))
+            if wait > self.serving.longest_wait:
+                raise UnavailableError(
+                    f"{self.url} asks to wait {wait:.0f} s ({self._safe(problem)}), more than served.longest_wait = "
+                    f"{self.serving.longest_wait:g}; give the same command again later: what was drawn is kept"
+                )
+            if attempt < self.serving.attempts:
+                pause = wait or self.serving.backoff * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)
+                if wait:
+                    self._requests.hold(wait)  # the others would be told the same
+                if self.stopping.wait(pause):
+                    break
+        raise UnavailableError(
+            f"{self.url}/{path} failed {attempt} times, last: {self._safe(problem)}; give the same command again once "
+            "it works: what was drawn is kept"
+        )
+
+    def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+        import httpx2
+
+        content = None if body is None else json.dumps(body).encode()
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        begun = time.monotonic()
+        try:
+            with self._http.stream(method, f"{self.url}/{path}", content=content, headers=headers) as response:
+                status, wait = response.status_code, retry_after(response.headers.get("Retry-After"))
+                received = bytearray()
+                for part in response.iter_bytes():
+                    received += part
+                    if len(received) > self.serving.max_megabytes * 2**20:
+                        raise InputError(
+                            f"{self.url} answers with more than {self.serving.max_megabytes} MiB; raise "
+                            "served.max_megabytes, or lower served.logprobs or served.batch"
+                        )
+                    if time.monotonic() - begun > self.serving.timeout:
+                        raise _Again(f"no whole answer within {self.serving.timeout:g} s")
+        except httpx2.HTTPError as error:
+            raise _Again(f"{type(error).__name__}: {error}") from error
+        text = received.decode("utf-8", "replace")
+        if status in AGAIN:
+            raise _Again(f"status {status}: {_message(text)}", wait)
+        if status != 200:
+            raise RefusedError(self._safe(f"{self.url}/{path} answers {status}: {_message(text)}"), status)
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise _Again(f"an answer that is not JSON: {error}") from error
+
+    def _spend(self, spent: Spent) -> None:
+        with self._lock:
+            if self._sink is None:
+                self._unsaved.append(spent)
+            else:
+                self._sink(spent)
+
+    def _safe(self, text: str) -> str:
+        """A text without the key, whoever wrote it there."""
+        return text.replace(self._key, "***") if self._key else text
+
+
+class _Again(Exception):
+    """A request that may be sent again, after `wait` seconds if that is not 0."""
+
+    def __init__(self, message: str, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait = wait
+
+
+class Pace:
+    """No more than so much a minute, evenly.
+
+    Args:
+        per_minute: of whatever is taken; 0: no limit.
+        stopping: ends every wait.
+    """
+
+    def __init__(self, per_minute: float, stopping: threading.Event) -> None:
+        self._second = 60 / per_minute if per_minute else 0.0  # seconds that one of it takes
+        self._stopping, self._lock, self._free = stopping, threading.Lock(), 0.0
+
+    def take(self, amount: float) -> None:
+        """Wait for one's turn.  Raises: UnavailableError: everything is being stopped."""
+        with self._lock:
+            turn = max(self._free, time.monotonic())
+            self._free = turn + amount * self._second
+        if self._stopping.wait(max(0.0, turn - time.monotonic())):
+            raise UnavailableError("stopped")
+
+    def hold(self, seconds: float) -> None:
+        """Give nobody a turn for so long."""
+        with self._lock:
+            self._free = max(self._free, time.monotonic() + seconds)
+
+
+def retry_after(value: str | None) -> float:
+    """Seconds that a Retry-After header asks for, given as a number or as a date; 0: none, or it cannot be read.
+
+    >>> retry_after("2.5")
+    2.5
+    """
+    if value is None:
+        return 0.0
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return 0.0
+    return max(0.0, seconds) if math.isfinite(seconds) else 0.0
+
+
+def checked(url: str) -> str:
+    """The URL of an API without a slash behind it.
+
+    Raises: InputError: it is none, or holds what would be written into run files with it.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"{url!r} is no URL of a server; write it as in served:http://localhost:8000/v1")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise InputError(
+            "the URL of a server may hold no password, query or fragment, it is written into run files; give a key by "
+            "an environment variable, --served.api-key-env NAME"
+        )
+    return url.rstrip("/")
+
+
+def _key(variable: str) -> str:
+    if not variable:
+        return ""
+    if not (key := os.environ.get(variable, "").strip()):
+        raise InputError(f"the environment variable {variable!r} (served.api_key_env) holds no key; set it")
+    return key
+
+
+def _message(text: str) -> str:
+    """What an error answer says, in one short line."""
+    try:
+        found = json.loads(text)
+        while isinstance(found, dict):
+            found = next((found[name] for name in ("error", "message", "detail") if name in found), str(found))
+    except ValueError:
+        found = text
+    return " ".join(str(found).split())[:300] or "nothing"
