@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from envs.errors import InputError
-from envs.teachers import nearest
+from envs.teachers import Teacher, nearest
 
 SHOWN = 60  # characters of a value that an error repeats
 
@@ -153,6 +153,21 @@ def action_of(action: Any, kind: Literal["slot", "token"]) -> int:
     if given.dtype.kind not in "iu" or given.shape != ():
         raise InvalidAction(f"action {shown(action)} is no {kind}; give one integer")
     return int(given)
+
+
+def known(logp: Tensor, ended: npt.NDArray[np.bool_], teacher: Teacher) -> Tensor:
+    """The log-probabilities (N,) of tokens to be taken, as they are.
+
+    Raises: InputError: a teacher that tells its most probable tokens only did not tell one of them.
+    """
+    if not getattr(teacher, "whole", True):
+        untold = (logp == -torch.inf) & ~torch.from_numpy(ended)
+        if untold.any():
+            raise InputError(
+                f"the token of row {int(untold.nonzero()[0])} is none of those that {teacher.name} returned, so that its "
+                "log-probability is not known; take candidates (`step` instead of `step_tokens`), or ask for more of them"
+            )
+    return logp
 
 
 def check_open(closed: bool) -> None:

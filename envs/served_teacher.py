@@ -26,8 +26,8 @@ from envs.hf_teacher import encoded, load_tokenizer
 from envs.served_handshake import Manner, greet
 from envs.served_http import Client, MalformedError, Serving
 from envs.served_protocol import Reply, Row, Words, choices_of, reply_of, used
+from envs.teachers import SERVED
 
-PREFIX = "served:"
 A = TypeVar("A")
 
 
@@ -57,10 +57,10 @@ class ServedTeacher:
         self.words = Words(self.tokenizer, str(tokenizer))
         self.eos_ids = eos_ids_of(self.tokenizer, tokenizer)
         self.vocab_size = self.words.size
-        self.client = Client(url.removeprefix(PREFIX), serving)
+        self.client = Client(url.removeprefix(SERVED), serving)
         self.manner: Manner = greet(self.client, self.tokenizer, self.words)
         self.serving = replace(serving, model=self.manner.model)
-        self.name = f"{PREFIX}{self.manner.model}"
+        self.name = f"{SERVED}{self.manner.model}"
         self.context_limit = self.manner.context - 1  # room for the token whose log-probabilities a cut reply ends with
 
     def __deepcopy__(self, memo: object) -> ServedTeacher:

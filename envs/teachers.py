@@ -18,6 +18,8 @@ DATA = Path(__file__).parent / "data"
 EMBEDDED = DATA / "teacher"
 WARM_START = DATA / "student"
 
+SERVED = "served:"
+"""Before the URL of a teacher that is only served: see `envs.served_teacher`."""
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -121,6 +123,11 @@ def _load(name: str, loading: Loading) -> Teacher:
         if table not in TABLES:
             raise InputError(f"table teacher {table!r} does not exist{nearest(table, TABLES)}")
         return TABLES[table]()
+    if name.startswith(SERVED):
+        raise InputError(
+            f"teacher {name!r} is only served: its whole distributions are not to be had; draw a store from it (`tdistill "
+            "collect --teacher-tokenizer DIR`) and learn from that, with --store and --teacher none"
+        )
     from envs.hf_teacher import HFTeacher, load_causal_lm
 
     if name == "embedded":

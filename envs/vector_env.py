@@ -254,7 +254,7 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         taken = taken.clamp(0, self.teacher.vocab_size - 1)
         logits, norm = scores_of(self._walk)
         logp = logits.gather(1, taken[:, None].to(logits.device))[:, 0].float() - norm
-        return self._advance(taken, logp.clamp(min=PAD_LOGP, max=0.0).cpu())
+        return self._advance(taken, checks.known(logp.cpu(), self._ended, self.teacher).clamp(min=PAD_LOGP, max=0.0))
 
     def _advance(self, tokens: Tensor, taken_logp: Tensor) -> tuple[Observation, Array, Array, Array, dict[str, Any]]:
         before, log_mass, resetting = self.candidates, self._log_mass, self._ended.copy()

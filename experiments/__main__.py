@@ -70,7 +70,7 @@ def shadowed() -> str:
 def _guarded(command: str, words: list[str]) -> int:
     from agents.errors import DivergedError
     from agents.errors import InputError as AgentInputError
-    from envs.errors import InputError
+    from envs.errors import InputError, UnavailableError
     from experiments import launch
     from experiments.jobs import FailedCells
     from experiments.reproduce import Differs
@@ -81,7 +81,7 @@ def _guarded(command: str, words: list[str]) -> int:
         COMMAND_OF[command](words)
     except (InputError, AgentInputError) as error:
         return _say(str(error), 2)
-    except (DivergedError, FailedCells, Differs) as error:
+    except (DivergedError, FailedCells, Differs, UnavailableError) as error:
         return _say(str(error), 1)
     except KeyboardInterrupt:
         return _say("stopped; the same command goes on where it stopped", 1)

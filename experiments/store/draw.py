@@ -5,9 +5,9 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -16,7 +16,8 @@ from agents.episodes import Episodes
 from envs.candidates import check_top_p
 from envs.errors import InputError
 from envs.prompts import Prompt, embedded_prompts, load_prompts, prompt_hash, split_prompts
-from envs.teachers import Teacher, load_teacher
+from envs.served_http import Serving
+from envs.teachers import SERVED, Teacher, load_teacher
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.collect import TEACHER_WALKS, collect, numbers_of
 from experiments.config import LoadConfig
@@ -24,6 +25,10 @@ from experiments.folder import full_disk_is_said
 from experiments.store.columns import Format
 from experiments.store.fingerprint import fingerprint
 from experiments.store.shards import MANIFEST, TOKENIZER, Manifest, arrow, check_teacher, damage_of, write_shard
+
+if TYPE_CHECKING:
+    from envs.served_teacher import ServedTeacher
+    from experiments.store.served import Journal
 
 SPLITS = ("train", "validation", "test", "all")
 FREE = {
@@ -33,6 +38,8 @@ FREE = {
     "device",
     "attn_implementation",
     "trust_remote_code",
+    "served",
+    "teacher_tokenizer",
 }  # what the episodes do not depend on
 
 
@@ -43,7 +50,11 @@ class CollectConfig(LoadConfig):
     out: Path
     """Folder of the store; the same command goes on where it stopped and draws damaged shards anew."""
     teacher: str = "embedded"
-    """"embedded", "table:NAME", a directory, or a hub id."""
+    """"embedded", "table:NAME", a directory, a hub id, or served:URL, as in served:http://localhost:8000/v1."""
+    teacher_tokenizer: str | None = None
+    """Of a served teacher: a directory or hub id of its model's tokenizer."""
+    served: Serving = field(default_factory=Serving)
+    """Of a served teacher: how it is asked."""
     prompts: Path | None = None
     """A .jsonl or text file, or a data set; none: the embedded corpus."""
     prompt_format: str = "prompt"
@@ -86,8 +97,8 @@ def draw(config: CollectConfig) -> dict[str, float]:
     """
     _check(config)
     arrow()
-    teacher = load_teacher(config.teacher, config.loading)
     prompts = _prompts(config)
+    teacher = _teacher(config)
     with (
         full_disk_is_said(config.out),
         _opened(config, teacher, prompts) as manifest,
@@ -100,14 +111,79 @@ def draw(config: CollectConfig) -> dict[str, float]:
             if damage:
                 bar.write(f"{name} {damage}; it is drawn anew")
             if damage or not line:
-                episodes = _shard(config, teacher, part, number)
-                manifest.shards[name] = write_shard(config.out / name, episodes, manifest.form)
-                manifest.write(config.out)
+                _draw_shard(config, teacher, part, number, manifest)
             bar.update(len(part))
-    return figures(manifest, len(prompts))
+    return figures(manifest, len(prompts)) | _served_figures(config, manifest)
 
 
-def _shard(config: CollectConfig, teacher: Teacher, prompts: list[Prompt], number: int) -> Episodes:
+def _draw_shard(
+    config: CollectConfig, teacher: Teacher, prompts: list[Prompt], number: int, manifest: Manifest
+) -> None:
+    """Draw a shard, write it, and then its line; of a served teacher what was paid for a damaged one stays counted."""
+    name = f"shard-{number:05d}.arrow"
+    if not config.teacher.startswith(SERVED):
+        line = write_shard(config.out / name, _shard(config, teacher, prompts, number), manifest.form)
+    else:
+        from envs.served_teacher import ServedTeacher
+        from experiments.store import served
+
+        assert isinstance(teacher, ServedTeacher)
+        before = manifest.shards.get(name, {})
+        with served.journal(teacher, config.out / f"asked-{number:05d}.jsonl") as own:
+            make = _shard if config.teacher_walk == "set" else _asked_shard
+            episodes = make(config, teacher, prompts, number, own)
+            line = write_shard(config.out / name, episodes, manifest.form)
+            spent = {count: more + before.get(count, 0) for count, more in own.spent.items()}
+            line |= served.line_of(episodes, config.top_p, spent)
+    manifest.shards[name] = line
+    manifest.write(config.out)
+    (config.out / f"asked-{number:05d}.jsonl").unlink(missing_ok=True)
+
+
+def _teacher(config: CollectConfig) -> Teacher:
+    """Raises: InputError: a served teacher without a tokenizer, or a tokenizer for one that has its own."""
+    if not config.teacher.startswith(SERVED):
+        if config.teacher_tokenizer is not None:
+            raise InputError(f"--teacher-tokenizer is for served:URL, teacher {config.teacher!r} has its own")
+        return load_teacher(config.teacher, config.loading)
+    if config.teacher_tokenizer is None:
+        raise InputError(f"teacher {config.teacher!r} is only served; give its tokenizer with --teacher-tokenizer DIR")
+    if config.top_p == 1.0:
+        raise InputError("top_p = 1 wants whole vocabularies, a server returns its most probable tokens; lower top_p")
+    from envs.served_teacher import ServedTeacher
+
+    return ServedTeacher(
+        config.teacher, config.teacher_tokenizer, config.served, chat_template=config.chat_template
+    )
+
+
+def _served_figures(config: CollectConfig, manifest: Manifest) -> dict[str, float]:
+    if not config.teacher.startswith(SERVED):
+        return {}
+    from experiments.store import served
+
+    return served.figures(list(manifest.shards.values()), config.served)
+
+
+def _asked_shard(
+    config: CollectConfig, teacher: ServedTeacher, prompts: list[Prompt], number: int, own: Journal
+) -> Episodes:
+    """As `_shard`, of whole replies of a server; those that the journal holds are not asked for again."""
+    from experiments.store import served
+
+    texts = [text for prompt in prompts for text in [teacher.encode(prompt.text)] * config.responses]
+    replies = served.ask(teacher, texts, config.max_new_tokens, _seed(config, number), own)
+    sets = (config.top_p, config.max_candidates)
+    return served.episodes_of(teacher, texts, replies, *sets, config.reward, config.gamma)
+
+
+def _seed(config: CollectConfig, number: int) -> int:
+    return int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
+
+
+def _shard(
+    config: CollectConfig, teacher: Teacher, prompts: list[Prompt], number: int, own: Journal | None = None
+) -> Episodes:
     """The episodes of these prompts, those of a prompt together; they depend on the seed and the shard's number."""
     texts = [teacher.encode(prompt.text) for prompt in prompts]
     env = TopPTokenVectorEnv(
@@ -120,7 +196,7 @@ def _shard(config: CollectConfig, teacher: Teacher, prompts: list[Prompt], numbe
         reward=config.reward,
         gamma=config.gamma,
     )
-    seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
+    seed = _seed(config, number)
     found = collect(env, len(texts) * config.responses, seed=seed, teacher_walk=config.teacher_walk)
     return found.select(np.argsort(numbers_of(found, texts), kind="stable").tolist())
 
@@ -142,7 +218,7 @@ def _opened(config: CollectConfig, teacher: Teacher, prompts: list[Prompt]) -> I
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"another command is writing to {out}; wait for it, or give another --out") from None
-        manifest = _manifest(out, _settings(config, prompts), fingerprint(teacher))
+        manifest = _manifest(out, _settings(config, teacher, prompts), fingerprint(teacher))
         if (tokenizer := getattr(teacher, "tokenizer", None)) is not None and not (out / TOKENIZER).is_dir():
             tokenizer.save_pretrained(out / TOKENIZER)
         yield manifest
@@ -165,13 +241,15 @@ def _manifest(out: Path, settings: dict[str, Any], found: dict[str, Any]) -> Man
     return manifest
 
 
-def _settings(config: CollectConfig, prompts: list[Prompt]) -> dict[str, Any]:
-    """What the episodes depend on, besides the teacher."""
+def _settings(config: CollectConfig, teacher: Teacher, prompts: list[Prompt]) -> dict[str, Any]:
+    """What the episodes depend on, besides the teacher; one that is served is named by its model, not by where it is."""
     own = {
         name: value
         for name, value in asdict(config).items()
         if name not in FREE | {"prompts", "prompt_format", "skip_bad"}
     }
+    if config.teacher.startswith(SERVED):
+        own |= {"teacher": teacher.name, "logprobs": config.served.logprobs}
     return own | {"temperature": 1.0, "prompts": prompt_hash("\n".join(prompt.text for prompt in prompts))}
 
 
