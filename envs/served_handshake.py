@@ -61,10 +61,10 @@ def greet(client: Client, tokenizer: Any, words: Words) -> Manner:
     Raises: InputError: see `envs.served_teacher.ServedTeacher`. UnavailableError: no answer.
     """
     model, says = _model(client)
-    meta = says.get("meta")
-    trained = meta.get("n_ctx_train") if isinstance(meta, dict) else None
+    meta = says["meta"] if isinstance(says.get("meta"), dict) else {}
+    seen = next((meta[name] for name in ("n_ctx", "n_ctx_train") if name in meta), None)
     usual = getattr(tokenizer, "model_max_length", None)
-    limits = (client.serving.context, says.get("max_model_len"), trained, usual)
+    limits = (client.serving.context, says.get("max_model_len"), seen, usual)
     context = next((int(limit) for limit in limits if isinstance(limit, int) and 2 < limit < 1e9), 1_000_000)
     sample = _sample(tokenizer, words, min(CHECKED, context - 2))
     manner = _manner(client, Manner(model, says, context, {}), tokenizer, words, sample)
@@ -96,7 +96,8 @@ def _sample(tokenizer: Any, words: Words, count: int) -> list[int]:
     """Tokens all over the vocabulary, special ones aside."""
     special = set(tokenizer.all_special_ids)
     plain = [token for token in range(words.size) if token not in special]
-    return [plain[place * len(plain) // count] for place in range(min(count, len(plain)))]
+    count = min(count, len(plain))
+    return [plain[place * len(plain) // count] for place in range(count)]
 
 
 def _manner(client: Client, manner: Manner, tokenizer: Any, words: Words, sample: list[int]) -> Manner:

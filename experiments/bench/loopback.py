@@ -129,10 +129,9 @@ def extend(job: Job, logp: torch.Tensor) -> int:
 
 
 def said(logp: torch.Tensor, token: int, top: int) -> dict[str, Any]:
-    """The taken token and the most probable ones of a state, the taken one among them."""
+    """The taken token, and the most probable ones of a state."""
     values, ids = torch.sort(logp, descending=True, stable=True)
     best = {int(one): float(value) for one, value in zip(ids[:top], values[:top], strict=True) if value > -torch.inf}
-    best.setdefault(token, float(logp[token]))
     return {"token": token, "logprob": float(logp[token]), "top": best}
 
 
@@ -259,8 +258,10 @@ class Loopback:
             "tokens": [shown(step["token"]) for step in steps],
             "token_logprobs": [step["logprob"] for step in steps],
             "top_logprobs": [
-                None if step["top"] is None else {shown(token): logp for token, logp in step["top"].items()}
+                # The taken token is among them, be it probable or not.
+                None if step["top"] is None else {shown(token): logp for token, logp in {**step["top"], **own}.items()}
                 for step in steps
+                for own in [{step["token"]: step["logprob"]}]
             ],
         }
 
