@@ -164,8 +164,8 @@ def known(logp: Tensor, ended: npt.NDArray[np.bool_], teacher: Teacher) -> Tenso
         untold = (logp == -torch.inf) & ~torch.from_numpy(ended)
         if untold.any():
             raise InputError(
-                f"the token of row {int(untold.nonzero()[0])} is none of those that {teacher.name} returned, so that its "
-                "log-probability is not known; take candidates (`step` instead of `step_tokens`), or ask for more of them"
+                f"the token of row {int(untold.nonzero()[0])} is none of those that {teacher.name} returned: its "
+                "log-probability is not known; take candidates (`step`, not `step_tokens`), or ask for more of them"
             )
     return logp
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from envs.errors import InputError
 from envs.served_http import Client, MalformedError, RefusedError
-from envs.served_protocol import Words, choices_of, reply_of, used
+from envs.served_protocol import ROOM, Words, choices_of, masses_of, used
 
 WHOLE = {"temperature": 1.0, "top_p": 1.0}
 """The full softmax: servers sample otherwise unless told."""
@@ -46,6 +47,8 @@ class Manner:
     fields: dict[str, Any]
     text: Any = None
     """Makes a text of a prompt's tokens, for a server that takes no ids."""
+    top: int = 0
+    """How many of a state's most probable tokens it tells."""
     echoes: bool = False
 
     def body(self, prompts: list[list[int]], tokens: int, logprobs: int) -> dict[str, Any]:
@@ -86,7 +89,7 @@ def _model(client: Client) -> tuple[str, dict[str, Any]]:
         wanted = next(iter(models))
     if wanted not in models:
         raise InputError(
-            f"{client.url} has no model {wanted!r}; give --served.model, one of: {', '.join(models) or '(it lists none)'}"
+            f"{client.url} has not {wanted!r}; give --served.model, one of: {', '.join(models) or '(none is listed)'}"
         )
     kept = {name: models[wanted].get(name) for name in ("owned_by", "root", "parent", "max_model_len", "meta")}
     return wanted, {name: value for name, value in kept.items() if value is not None}
@@ -107,20 +110,21 @@ def _manner(client: Client, manner: Manner, tokenizer: Any, words: Words, sample
     for way, fields in tried:
         text = None if way == "ids" else _Text(tokenizer)
         own = Manner(manner.model, manner.says, manner.context, {**fields, **client.serving.more}, text)
-        body = own.body([sample[:4] if text is None else text.ids(sample[:4])], 2, client.serving.logprobs) | {"temperature": 0.0, "seed": 0}
+        body = own.body([sample[:4] if text is None else text.ids(sample[:4])], 2, client.serving.logprobs) | {
+            "temperature": 0.0,
+            "seed": 0,
+        }
         prompt = body["prompt"] if text is None else text.ids(sample[:4])
 
-        def read(answer: Any, prompt: list[int] = prompt) -> None:
+        def read(answer: Any, prompt: list[int] = prompt) -> int:
             words.recognise(_strings(answer))
-            _agrees(client, answer, words, prompt)
+            return _told(client, answer, words, prompt)
 
         try:
-            client.ask("completions", body, read, used)
+            return replace(own, top=client.ask("completions", body, read, used))
         except RefusedError as error:
             if error.status not in REFUSALS or (way, fields) == tried[-1]:
                 raise
-            continue
-        return own
     raise AssertionError("a manner was tried")
 
 
@@ -136,22 +140,28 @@ def _strings(answer: Any) -> list[str]:
     return [shown for top in tops if isinstance(top, dict) and "token" not in top for shown in top]
 
 
-def _agrees(client: Client, answer: Any, words: Words, prompt: Sequence[int]) -> None:
-    """Raises: InputError: other tokens; MalformedError: an answer that cannot be read."""
-    reply = reply_of(choices_of(answer, 1)[0], words, client.serving.logprobs)
+def _told(client: Client, answer: Any, words: Words, prompt: Sequence[int]) -> int:
+    """How many of the most probable tokens the server tells of a state; the token taken is the first of them here.
+
+    Raises: InputError: other tokens; MalformedError: an answer that cannot be read.
+    """
+    asked = client.serving.logprobs
     counted = used(answer)[0]
     if counted and counted != len(prompt):
         raise InputError(
-            f"the server counts {counted} tokens in a prompt of {len(prompt)} of {words.name}; it has another tokenizer, "
-            "or adds tokens of its own"
+            f"the server counts {counted} tokens in a prompt of {len(prompt)} of {words.name}; it has another "
+            "tokenizer, or adds tokens of its own"
         )
-    fewer = [len(row.ids) for row in reply.rows if len(row.ids) < min(client.serving.logprobs, words.size)]
-    if fewer:
-        warnings.warn(
-            f"{client.url} tells {min(fewer)} most probable tokens where {client.serving.logprobs} were asked for; sets "
-            "that need more are cut, and their lost mass is reported",
-            stacklevel=2,
-        )
+    rows = masses_of(choices_of(answer, 1)[0], words)
+    fewer = [len(row) for row in rows if len(row) < asked and math.fsum(row) < 1 - ROOM]
+    if not fewer:
+        return asked
+    warnings.warn(
+        f"{client.url} tells the {min(fewer)} most probable tokens where {asked} were asked for; sets that need more "
+        "are cut, and their lost mass is reported",
+        stacklevel=2,
+    )
+    return min(fewer)
 
 
 def _checked(client: Client, manner: Manner, words: Words, sample: list[int]) -> Manner:
@@ -179,7 +189,7 @@ def _checked(client: Client, manner: Manner, words: Words, sample: list[int]) ->
     if shown is None:
         return manner
     words.settle(list(zip(sample, shown, strict=True)))
-    return Manner(manner.model, manner.says, manner.context, manner.fields, manner.text, True)
+    return replace(manner, echoes=True)
 
 
 class _Text:
@@ -200,6 +210,6 @@ class _Text:
             if self._tokenizer(text)["input_ids"] == list(prompt):
                 return text
         raise InputError(
-            f"the server takes texts only, and {text[:60]!r} is read as other tokens than the prompt's {list(prompt)[:8]}…; "
-            "give prompts as texts without a chat template, or a server that takes token ids"
+            f"the server takes texts only, and {text[:60]!r} is read as other tokens than the prompt's "
+            f"{list(prompt)[:8]}…; give prompts as texts without a chat template, or a server that takes token ids"
         )

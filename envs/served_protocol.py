@@ -1,7 +1,7 @@
 """The completions API: what is asked, and what an answer says of tokens and their log-probabilities.
 
-Three ways in which servers name tokens are read: OpenAI's strings, vLLM's "token_id:7", and llama.cpp's objects with id and
-string. Source: OpenAI API reference, `POST /v1/completions`; the servers' own documentation.
+Three ways in which servers name tokens are read: OpenAI's strings, vLLM's "token_id:7", and llama.cpp's objects with id
+and string. Source: OpenAI API reference, `POST /v1/completions`; the servers' own documentation.
 """
 
 from __future__ import annotations
@@ -150,14 +150,8 @@ def reply_of(choice: dict[str, Any], words: Words, asked: int) -> Reply:
         MalformedError: something is missing, no number, or not as long as the rest.
         InputError: tokens of another tokenizer, or a taken token that its string does not tell.
     """
-    told = choice.get("logprobs")
-    if not isinstance(told, dict):
-        raise MalformedError("it holds no log-probabilities")
-    steps = told["content"] if isinstance(told.get("content"), list) else _steps(told)
     tokens, logp, rows = [], [], []
-    for step in steps:
-        if not isinstance(step, dict) or not isinstance(step.get("top_logprobs"), list):
-            raise MalformedError("a step has no most probable tokens")
+    for step in _steps_of(choice):
         token, own = _entry(step, words)
         if token is None:
             raise InputError(
@@ -174,9 +168,26 @@ def reply_of(choice: dict[str, Any], words: Words, asked: int) -> Reply:
     return Reply(tokens, logp, rows, finish if isinstance(finish, str) else None)
 
 
+def masses_of(choice: dict[str, Any], words: Words) -> list[list[float]]:
+    """Probabilities of all tokens that came back for each state, whatever they are.  Raises: as `reply_of`."""
+    tops = [[_entry(top, words) for top in step["top_logprobs"]] for step in _steps_of(choice)]
+    return [[math.exp(logp) for _, logp in top] for top in tops]
+
+
+def _steps_of(choice: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is told of each step, as llama.cpp tells it."""
+    told = choice.get("logprobs")
+    if not isinstance(told, dict):
+        raise MalformedError("it holds no log-probabilities")
+    steps: list[dict[str, Any]] = told["content"] if isinstance(told.get("content"), list) else _steps(told)
+    for step in steps:
+        if not isinstance(step, dict) or not isinstance(step.get("top_logprobs"), list):
+            raise MalformedError("a step has no most probable tokens")
+    return steps
+
+
 def _steps(told: dict[str, Any]) -> list[dict[str, Any]]:
-    """OpenAI's parallel lists as a list of steps; a step without any probable token is left out (of an echoed prompt the
-    first has none)."""
+    """OpenAI's parallel lists as a list of steps."""
     columns = [told.get(name) for name in ("tokens", "token_logprobs", "top_logprobs")]
     if not all(isinstance(column, list) for column in columns) or len({len(column or []) for column in columns}) != 1:
         raise MalformedError("tokens, token_logprobs and top_logprobs are not lists of one length")
@@ -232,6 +243,6 @@ def row_of(entries: Sequence[Entry], asked: int) -> Row:
     if not kept:
         raise MalformedError(
             f"{len(entries)} of {asked} log-probabilities came back, of mass {mass:.3f}: which tokens are the most "
-            "probable is not known"
+            f"probable is not known (if there are never more, ask for {max(1, len(entries) - 1)}: --served.logprobs)"
         )
     return Row([token for token, _ in kept], [logp for _, logp in kept])

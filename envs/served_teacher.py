@@ -1,10 +1,10 @@
 """A teacher that is only served: behind the completions API of vLLM, llama.cpp, OpenAI and others.
 
 Its set of a state is what equation (1) makes of the N most probable tokens that the server returns: A_p cut as by
-`max_candidates = N`. Where these do not hold the mass p, the set is all of them, Z < p, and 1 − Z is its lost mass; nothing
-is renormalised. Log-probabilities are those of the full softmax, so rewards (2) of candidates are exact, and (3), (4b), (4c)
-and (4d) hold of the sets as they are; `Z ≥ p` does not. What lies outside the N tokens is not known: what needs the whole
-distribution is refused.
+`max_candidates = N`. Where these do not hold the mass p, the set is all of them, Z < p, and 1 − Z is its lost mass;
+nothing is renormalised. Log-probabilities are those of the full softmax, so rewards (2) of candidates are exact, and
+(3), (4b), (4c) and (4d) hold of the sets as they are; `Z ≥ p` does not. What lies outside the N tokens is not known:
+what needs the whole distribution is refused.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class ServedTeacher:
     def score(self, sequences: Sequence[Sequence[int]]) -> NoReturn:
         """Raises: InputError: always."""
         raise InputError(
-            f"the whole distributions of {self.name} are asked for, the server returns the {self.serving.logprobs} most "
+            f"the whole distributions of {self.name} are asked for, the server returns the {self.manner.top} most "
             "probable tokens; take agents and measures that need none, from a store with --teacher none"
         )
 
@@ -119,7 +119,7 @@ class ServedTeacher:
         """
 
         def read(answer: Any) -> list[Reply]:
-            return [reply_of(choice, self.words, self.serving.logprobs) for choice in choices_of(answer, len(prompts))]
+            return [reply_of(choice, self.words, self.manner.top) for choice in choices_of(answer, len(prompts))]
 
         body = self._body(prompts, budget + 1) | ({} if seed is None else {"seed": seed})
         found = self.client.ask("completions", body, read, used)
@@ -135,7 +135,9 @@ class ServedTeacher:
         with ThreadPoolExecutor(self.serving.concurrency) as pool:
             try:
                 while True:
-                    running |= {pool.submit(do, item) for item in islice(queue, self.serving.concurrency - len(running))}
+                    running |= {
+                        pool.submit(do, item) for item in islice(queue, self.serving.concurrency - len(running))
+                    }
                     if not running:
                         return
                     done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -150,7 +152,7 @@ class ServedTeacher:
 
     def _next_row(self, text: Sequence[int]) -> Row:
         def read(answer: Any) -> Row | None:
-            reply = reply_of(choices_of(answer, 1)[0], self.words, self.serving.logprobs)
+            reply = reply_of(choices_of(answer, 1)[0], self.words, self.manner.top)
             return reply.rows[0] if reply.rows else None
 
         row = self.client.ask("completions", self._body([text], 1, temperature=0.0), read, used)
@@ -173,8 +175,8 @@ class ServedTeacher:
         return Reply([*reply.tokens, self._eos], [*reply.logp, logp], [*reply.rows, row], "stop")
 
     def _echoed(self, text: Sequence[int]) -> tuple[float, Row]:
-        """The log-probability of an end of this text, and the row before it, of a server that leaves endings out of what
-        it generates: the text is sent with the end behind it, and read back."""
+        """The log-probability of an end of this text, and the row before it, of a server that leaves endings out of
+        what it generates: the text is sent with the end behind it, and read back."""
         if not self.manner.echoes:
             raise InputError(
                 f"{self.client.url} returns no log-probabilities of the token that ends a text, and does not echo; its "
@@ -191,7 +193,7 @@ class ServedTeacher:
             columns = {name: [told[name][place]] for name in ("tokens", "token_logprobs", "top_logprobs")}
         except (KeyError, IndexError, TypeError) as error:
             raise MalformedError("the echo is shorter than the text") from error
-        reply = reply_of({"logprobs": columns}, self.words, self.serving.logprobs)
+        reply = reply_of({"logprobs": columns}, self.words, self.manner.top)
         if reply.tokens[0] != self._eos:
             raise MalformedError(f"the echo ends with token {reply.tokens[0]}, {self._eos} was sent")
         return reply.logp[0], reply.rows[0]
@@ -249,4 +251,3 @@ def eos_ids_of(tokenizer: Any, source: str | Path) -> frozenset[int]:
     if not found:
         raise InputError(f"the tokenizer {str(source)!r} names no EOS token; set its eos_token")
     return frozenset(found)
-

@@ -125,8 +125,8 @@ def _load(name: str, loading: Loading) -> Teacher:
         return TABLES[table]()
     if name.startswith(SERVED):
         raise InputError(
-            f"teacher {name!r} is only served: its whole distributions are not to be had; draw a store from it (`tdistill "
-            "collect --teacher-tokenizer DIR`) and learn from that, with --store and --teacher none"
+            f"teacher {name!r} is only served: its whole distributions are not to be had; draw a store from it "
+            "(`tdistill collect --teacher-tokenizer DIR`) and learn from that, with --store and --teacher none"
         )
     from envs.hf_teacher import HFTeacher, load_causal_lm
 

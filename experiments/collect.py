@@ -67,7 +67,7 @@ def collect(
         raise InputError(f"student_share = {student_share}, and replies are recited; one of the two")
     if recited is None and not getattr(env.teacher, "whole", True) and (student_share > 0 or teacher_walk == "full"):
         raise InputError(
-            f"{env.teacher.name} returns its most probable tokens only: its own replies are drawn by `tdistill collect`, "
+            f"{env.teacher.name} returns its most probable tokens only: its replies are drawn by `tdistill collect`, "
             'here it walks the sets alone (teacher_walk="set", no student)'
         )
     walk = _Walk(env, *who, torch.Generator().manual_seed(seed)) if recited is None else Recital(env, recited)

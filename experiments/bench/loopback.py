@@ -1,9 +1,9 @@
-"""A teacher behind the completions API on this machine's loopback: for tests and measurements, and to try a served teacher.
+"""A teacher behind the completions API on this machine's loopback: for tests, measurements, and to try a served teacher.
 
-    python -m experiments.bench.loopback -- tdistill collect --teacher served:{url} --teacher-tokenizer {tokenizer} --out DIR
+    python -m experiments.bench.loopback -- tdistill collect --teacher served:{url} --teacher-tokenizer {tokenizer} …
 
-serves the embedded teacher while the command runs. Rows of one walk are refilled as requests come and go, as servers do it.
-Written from the public protocol: it shares nothing with the client in `envs`.
+serves the embedded teacher while the command runs. Rows of one walk are refilled as requests come and go, as servers
+do it. Written from the public protocol: it shares nothing with the client in `envs`.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ class Engine(threading.Thread):
         walk, serving = self.teacher.walk(self.rows), dict[int, Job]()
         while True:
             with self.some:
-                self.some.wait_for(lambda: self.closed or self.waiting or serving)
+                while not (self.closed or self.waiting or serving):
+                    self.some.wait()
                 if self.closed:
                     return
                 free = [row for row in range(self.rows) if row not in serving]
@@ -250,7 +251,8 @@ class Loopback:
         if self.habits.names == "objects":
             return {
                 "content": [
-                    entry(step["token"], step["logprob"]) | {"top_logprobs": [entry(*top) for top in step["top"].items()]}
+                    entry(step["token"], step["logprob"])
+                    | {"top_logprobs": [entry(*top) for top in step["top"].items()]}
                     for step in steps
                 ]
             }

@@ -152,9 +152,7 @@ def _teacher(config: CollectConfig) -> Teacher:
         raise InputError("top_p = 1 wants whole vocabularies, a server returns its most probable tokens; lower top_p")
     from envs.served_teacher import ServedTeacher
 
-    return ServedTeacher(
-        config.teacher, config.teacher_tokenizer, config.served, chat_template=config.chat_template
-    )
+    return ServedTeacher(config.teacher, config.teacher_tokenizer, config.served, chat_template=config.chat_template)
 
 
 def _served_figures(config: CollectConfig, manifest: Manifest) -> dict[str, float]:
@@ -242,7 +240,7 @@ def _manifest(out: Path, settings: dict[str, Any], found: dict[str, Any]) -> Man
 
 
 def _settings(config: CollectConfig, teacher: Teacher, prompts: list[Prompt]) -> dict[str, Any]:
-    """What the episodes depend on, besides the teacher; one that is served is named by its model, not by where it is."""
+    """What the episodes depend on, besides the teacher; one that is served is named by its model, not its address."""
     own = {
         name: value
         for name, value in asdict(config).items()

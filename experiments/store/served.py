@@ -210,8 +210,8 @@ def _paid(
 
 
 def line_of(episodes: Episodes, mass: float, spent: dict[str, int]) -> dict[str, float]:
-    """What a shard's line in the manifest says beside the usual: states, their lost mass, how many of them fall short of
-    p, and what asking took."""
+    """What a shard's line in the manifest says beside the usual: states, their lost mass, how many of them fall short
+    of p, and what asking took."""
     log_mass = episodes.log_mass[episodes.states].double()
     lost = -torch.expm1(log_mass.clamp(max=0.0))
     short = int((log_mass.exp() < mass - 1e-6).sum())

@@ -31,7 +31,9 @@ def loopback(table: str = "toy", **own: Any) -> Loopback:
 
 def served(server: Loopback, folder: Path, **serving: Any) -> ServedTeacher:
     tokenizer = folder / "tokenizer"
-    return ServedTeacher(server.url, tokenizer if tokenizer.is_dir() else numbers(tokenizer), Serving(**QUICK | serving))
+    return ServedTeacher(
+        server.url, tokenizer if tokenizer.is_dir() else numbers(tokenizer), Serving(**QUICK | serving)
+    )
 
 
 def is_greeting(body: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from datetime import UTC
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
@@ -167,10 +168,13 @@ def test_strings_that_several_tokens_share_tell_none() -> None:
 
 @pytest.mark.parametrize("habits", [Habits("ids"), Habits("objects", echoes=False), Habits("strings", echoes=False)])
 def test_another_tokenizer_is_refused_by_its_first_token(tmp_path: Path, habits: Habits) -> None:
-    numbers(tmp_path / "tokenizer", renamed={4: "four", 5: "five"})
+    numbers(tmp_path / "tokenizer", renamed={2: "two", 3: "three"})
     with (
         loopback(habits=habits) as server,
-        pytest.raises(InputError, match=r"not the server's: (token 4 is 'four' to it and '4'|its token '[45]' is none)"),
+        pytest.raises(
+            InputError,
+            match=r"not the server's: (token [23] is '(two|three)' to it and '[23]'|its token '[23]' is none)",
+        ),
     ):
         served(server, tmp_path)
 
@@ -221,10 +225,10 @@ def test_a_server_that_asks_for_patience_gets_it(tmp_path: Path) -> None:
 
 
 def test_retry_after_by_hand() -> None:
-    from datetime import datetime, timedelta, timezone
+    from datetime import datetime, timedelta
 
     assert retry_after("2.5") == 2.5 and retry_after(None) == retry_after("soon") == retry_after("-3") == 0.0
-    later = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=90), usegmt=True)
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
     assert 80 < retry_after(later) <= 90
 
 
@@ -235,10 +239,10 @@ def test_a_pace_spreads_what_is_taken_evenly() -> None:
     pace, begun = Pace(600, threading.Event()), time.monotonic()
     for _ in range(3):
         pace.take(1)
-    assert 0.2 <= time.monotonic() - begun
+    assert time.monotonic() - begun >= 0.2
     pace.take(2)
     pace.take(1)
-    assert 0.5 <= time.monotonic() - begun
+    assert time.monotonic() - begun >= 0.5
 
 
 def test_the_key_goes_to_the_server_and_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

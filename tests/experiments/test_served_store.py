@@ -35,6 +35,8 @@ from tests.envs.served import QUICK, broken, is_greeting, loopback, numbers, ser
 from tests.experiments.runs import prompts_file
 
 TEXTS = [[1], [2, 3], [5, 1, 4], [3], [2, 3], [4, 4]]
+ORDER = np.argsort([TEXTS.index(text) for text in TEXTS], kind="stable").tolist()
+"""Replies to equal prompts together."""
 
 
 def config(folder: Path, server: Loopback, serving: dict[str, Any] | None = None, **changes: Any) -> CollectConfig:
@@ -62,43 +64,48 @@ def stored(own: CollectConfig) -> Episodes:
 
 def same(ours: Episodes, theirs: Episodes, near: float = 0.0) -> None:
     for name, value in theirs.fields().items():
-        torch.testing.assert_close(ours.fields()[name], value, atol=near, rtol=0, msg=lambda text, name=name: name + text)
+        torch.testing.assert_close(
+            ours.fields()[name], value, atol=near, rtol=0, msg=lambda text, name=name: name + text
+        )
 
 
-def recited(replies: list[Reply], ended: set[int], reward: str, gamma: float) -> Episodes:
+BUDGET = 3
+
+
+def recited(replies: list[Reply], reward: str = "logprob", gamma: float = 1.0) -> Episodes:
     """What the environment over the local teacher makes of the same replies."""
     said: dict[tuple[int, ...], list[list[int]]] = {}
     for text, reply in zip(TEXTS, replies, strict=True):
         said.setdefault(tuple(text), []).append(reply.tokens)
     env = TopPTokenVectorEnv(
-        3, teacher="table:toy", prompts=TEXTS, top_p=0.8, max_new_tokens=6, reward=reward, gamma=gamma
+        3, teacher="table:toy", prompts=TEXTS, top_p=0.8, max_new_tokens=BUDGET, reward=reward, gamma=gamma
     )
     found = collect(env, len(TEXTS), seed=0, recited=said)
     order = np.argsort(numbers_of(found, TEXTS), kind="stable").tolist()
     return found.select(order)
 
 
-@pytest.mark.parametrize(("reward", "gamma"), [("logprob", 1.0), ("topp_logprob", 1.0), ("induced_soft", 0.5), ("sqil", 1.0)])
+@pytest.mark.parametrize(
+    ("reward", "gamma"), [("logprob", 1.0), ("topp_logprob", 1.0), ("induced_soft", 0.5), ("sqil", 1.0)]
+)
 def test_replies_become_the_local_teachers_episodes(tmp_path: Path, reward: str, gamma: float) -> None:
     """All six tokens come back: sets, log-probabilities, rewards, ends and cuts are those of the local teacher."""
     with loopback() as server, asking.journal(served(server, tmp_path), tmp_path / "journal") as own:
         teacher = served(server, tmp_path)
-        replies = asking.ask(teacher, TEXTS, 6, 4, own)
+        replies = asking.ask(teacher, TEXTS, BUDGET, 4, own)
         ours = asking.episodes_of(teacher, TEXTS, replies, 0.8, 64, reward, gamma)
     assert ours.terminated.any() and (~ours.terminated).any() and (~ours.in_set & ours.steps).any()
-    order = np.argsort([TEXTS.index(text) for text in TEXTS], kind="stable").tolist()
-    same(ours.select(order), recited(replies, set(), reward, gamma), near=1e-6)
+    same(ours.select(ORDER), recited(replies, reward, gamma), near=1e-6)
 
 
 def test_two_log_probabilities_make_shorter_sets_and_a_token_beside_them_is_outside(tmp_path: Path) -> None:
     """The token taken comes back too, third: it is paid, and no candidate."""
     with loopback() as server, asking.journal(served(server, tmp_path), tmp_path / "journal") as own:
         teacher = served(server, tmp_path, logprobs=2)
-        replies = asking.ask(teacher, TEXTS, 6, 4, own)
+        replies = asking.ask(teacher, TEXTS, BUDGET, 4, own)
         ours = asking.episodes_of(teacher, TEXTS, replies, 0.8, 64, "logprob", 1.0)
-    local = recited(replies, set(), "logprob", 1.0)
-    order = np.argsort([TEXTS.index(text) for text in TEXTS], kind="stable").tolist()
-    ours = ours.select(order)
+    local = recited(replies)
+    ours = ours.select(ORDER)
     assert ours.ids.shape[-1] == 2
     torch.testing.assert_close(ours.ids, torch.where(local.mask, local.ids, 0)[..., :2])
     torch.testing.assert_close(ours.teacher_logp_taken, local.teacher_logp_taken, atol=1e-6, rtol=0)
@@ -110,24 +117,29 @@ def test_two_log_probabilities_make_shorter_sets_and_a_token_beside_them_is_outs
     assert line["lost_mass"] == pytest.approx(float((1 - mass).sum()), abs=1e-5)
 
 
-MANNERS = [Habits("ids"), Habits("objects", echoes=False), Habits("strings", strict=True, texts_only=True), Habits("strings", tells_endings=False)]
+MANNERS = {
+    "vllm": (Habits("ids"), 0),
+    "llama.cpp": (Habits("objects", echoes=False), 1),  # the echo
+    "openai": (Habits("strings", strict=True, texts_only=True), 9),  # ids, and fields that it does not have
+    "llama-cpp-python": (Habits("strings", tells_endings=False), 0),
+}
 
 
-@pytest.mark.parametrize("habits", MANNERS, ids=lambda habits: f"{habits.names}{habits.strict}{habits.tells_endings}")
-def test_the_store_and_its_cost_whatever_the_servers_manners(tmp_path: Path, habits: Habits) -> None:
-    """The episodes are equal to the last bit, and every request and token is counted as the server counts it."""
+@pytest.mark.parametrize("name", MANNERS)
+def test_the_store_and_its_cost_whatever_the_servers_manners(tmp_path: Path, name: str) -> None:
+    """The same episodes, and every request and token counted as the server counts it."""
+    habits, refused = MANNERS[name]
     with loopback(habits=habits) as server:
         own = config(tmp_path, server, {"price_prompt": 2.0, "price_completion": 6.0})
         found = draw(own)
         assert [found["prompt_tokens"], found["completion_tokens"]] == server.spent
-        refused = sum("error" in str(server.refused) for _ in [0]) if hasattr(server, "refused") else 0
-        assert found["requests"] - found["failed_requests"] + refused <= len(server.seen) + 1
+        assert found["requests"] == len(server.seen) + 1 and found["failed_requests"] == refused  # and /models
         assert found["cost"] == pytest.approx((2 * server.spent[0] + 6 * server.spent[1]) / 1e6)
         assert found["episodes"] == 14 and not list(own.out.glob("asked-*"))
     with loopback() as plain:
         other = config(tmp_path, plain, out=tmp_path / "other")
         draw(other)
-    same(stored(own), stored(other), near=1e-7)
+    same(stored(own), stored(other), near=1e-6)
     teachers = [Manifest.read(each.out).teacher for each in (own, other)]
     assert teachers[0] == teachers[1] and teachers[0]["weights"].startswith("served-")
 
@@ -230,7 +242,7 @@ def test_a_server_that_fails_for_good_ends_the_command_and_loses_nothing(
     down = [True]
     with loopback(fault=faulty(FAULTS[name], lambda number: down[0] and number >= 7)) as server:
         own = config(tmp_path, server)
-        with pytest.raises(UnavailableError, match="failed 3 times.*what was drawn is kept"):
+        with pytest.raises(UnavailableError, match=r"failed 3 times.*what was drawn is kept"):
             draw(own)
         failed = len(asked(server)) - 7
         before = asked(server)[:7]
@@ -239,9 +251,7 @@ def test_a_server_that_fails_for_good_ends_the_command_and_loses_nothing(
         again = asked(server)[7 + failed :]
     assert not set(before) & set(again) and len(again) == 7
     same(stored(own), clean[0])
-    greetings = sum(is_greeting(body) for body in server.seen)
     assert found["requests"] == len(server.seen) + 2 and found["failed_requests"] == failed
-    assert found["completion_tokens"] == clean[1]["completion_tokens"] + greetings - greetings // 2 + (greetings // 2 - 2)
 
 
 def test_a_wrong_token_ends_it_at_once(tmp_path: Path) -> None:
@@ -256,24 +266,35 @@ def test_a_wrong_token_ends_it_at_once(tmp_path: Path) -> None:
         draw(own)
 
 
-def test_fewer_than_asked_shorten_the_sets_to_what_is_certain(tmp_path: Path) -> None:
-    def fewer(answer: Answer) -> Answer:
-        tops = answer.body["choices"][0]["logprobs"]["top_logprobs"]
-        for place, top in enumerate(tops):
-            best = sorted(top.items(), key=lambda item: -item[1])
-            tops[place] = dict(best[:2])
-        return answer
+def fewer(answer: Answer) -> Answer:
+    tops = answer.body["choices"][0]["logprobs"]["top_logprobs"]
+    for place, top in enumerate(tops):
+        tops[place] = top and dict(sorted(top.items(), key=lambda item: -item[1])[:2])
+    return answer
 
-    with loopback("detour", fault=faulty(fewer, lambda number: True)) as server:
-        numbers(tmp_path / "tokenizer", 4)
-        own = config(tmp_path, server, prompts=None, top_p=0.9)
-        prompts = tmp_path / "few.txt"
-        prompts.write_text("1\n2\n3\n1 2")
-        found = draw(replace(own, prompts=prompts))
-    episodes = stored(own)
-    rows = episodes.logp[episodes.states].exp() * episodes.mask[episodes.states]
-    assert found["states_short_of_top_p"] > 0.1 and found["mean_lost_mass"] > 0.05
-    assert bool((rows.max(-1).values >= 1 - rows.sum(-1) - 1e-6).all())  # nothing untold can be above what is kept
+
+def test_a_server_that_gives_fewer_than_asked_is_seen_at_once(tmp_path: Path) -> None:
+    """It gives two: the sets are those of a server that was asked for two."""
+    numbers(tmp_path / "tokenizer", 4)
+    prompts = tmp_path / "few.txt"
+    prompts.write_text("1\n2\n3\n1 2")
+    with loopback("detour", fault=lambda number, body, answer: fewer(answer())) as server:
+        own = replace(config(tmp_path, server), prompts=prompts)
+        with pytest.warns(UserWarning, match="the 2 most probable tokens where 20 were asked for"):
+            found = draw(own)
+    with loopback("detour") as server:
+        other = replace(config(tmp_path, server, {"logprobs": 2}), prompts=prompts, out=tmp_path / "other")
+        assert found["states_short_of_top_p"] == draw(other)["states_short_of_top_p"] > 0.1
+    same(stored(own), stored(other))
+
+
+def test_a_server_that_gives_fewer_now_and_then_is_asked_again(tmp_path: Path) -> None:
+    numbers(tmp_path / "tokenizer", 4)
+    prompts = tmp_path / "few.txt"
+    prompts.write_text("1\n2\n3\n1 2")
+    with loopback("detour", fault=faulty(fewer, lambda number: number == 1)) as server:
+        found = draw(replace(config(tmp_path, server), prompts=prompts))
+    assert found["failed_requests"] == 1 and found["episodes"] == 4
 
 
 def test_prompt_lists_and_equal_prompts(tmp_path: Path) -> None:
@@ -293,7 +314,10 @@ def test_prompt_lists_and_equal_prompts(tmp_path: Path) -> None:
 
 
 def test_a_journal_cut_in_the_middle_of_a_line(tmp_path: Path) -> None:
-    path, reply = tmp_path / "journal", Reply([3, 0], [-0.5, -0.25], [Row([3], [-0.5]), Row([0, 1], [-0.25, -2.0])], "stop")
+    path, reply = (
+        tmp_path / "journal",
+        Reply([3, 0], [-0.5, -0.25], [Row([3], [-0.5]), Row([0, 1], [-0.25, -2.0])], "stop"),
+    )
     journal = Journal(path)
     journal.spend(Spent(False, 3, 2))
     journal.keep(4, reply)
@@ -339,10 +363,9 @@ def test_walking_the_sets_asks_step_by_step(tmp_path: Path) -> None:
     same(episodes, stored(local), near=1e-6)
 
 
-def test_the_command_and_what_learns_from_the_store(
+def test_the_command_and_a_key_that_is_in_none_of_its_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the command line to a student, the key in none of the files."""
     monkeypatch.setenv("SECRET_OF_MINE", "sk-98765")
     prompts = str(prompts_file(tmp_path))
     with loopback(key="sk-98765") as server:
@@ -351,39 +374,55 @@ def test_the_command_and_what_learns_from_the_store(
         store = str(tmp_path / "store")
         assert main([*words.split(), store, *more.split(), "--served.price-prompt", "5"]) == 0
         assert "mean_lost_mass" in capsys.readouterr().out
-    out = str(tmp_path / "run")
-    learn = f"distill --agent soft_q --store {store} --teacher none --student tiny --prompts {prompts} --top-p 0.8"
-    learn += f" --max-new-tokens 6 --updates 2 --batch-size 4 --eval-prompts 2 --threads 1 --out {out}"
-    assert main(learn.split()) == 0
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or b"sk-98765" not in path.read_bytes()
     capsys.readouterr()
-    assert main(f"distill --teacher served:{server.url} --out {tmp_path / 'live'}".split()) == 2
+    assert main(f"distill --teacher served:{server.url} --prompts {prompts} --out {tmp_path / 'live'}".split()) == 2
     assert "tdistill collect" in capsys.readouterr().err
     gone = [*words.split(), str(tmp_path / "gone"), *more.split(), "--served.attempts", "1"]
     assert main(gone) == 1
     assert "ConnectError" in capsys.readouterr().err
 
 
+def slowly(answer: Answer) -> Answer:
+    time.sleep(0.05)
+    return answer
+
+
 @pytest.mark.long
 def test_kill_9_loses_no_more_than_the_answers_on_their_way(
     tmp_path: Path, clean: tuple[Episodes, dict[str, float]]
 ) -> None:
-    """Killed in the middle, twice; every reply is drawn once, but for those in flight."""
-    with loopback(fault=faulty(lambda answer: time.sleep(0.05) or answer, lambda number: True)) as server:  # type: ignore[func-returns-value]
+    """Killed in the middle; every reply is drawn once, but for those in flight."""
+    with loopback(fault=faulty(slowly, lambda number: True)) as server:
         own = config(tmp_path, server, {"concurrency": 2})
-        words = f"collect --teacher {own.teacher} --teacher-tokenizer {own.teacher_tokenizer} --out {own.out} --prompts "
+        words = (
+            f"collect --teacher {own.teacher} --teacher-tokenizer {own.teacher_tokenizer} --out {own.out} --prompts "
+        )
         words += f"{own.prompts} --prompt-split all --top-p 0.8 --max-new-tokens 6 --shard 5 --logp float32 "
         words += "--served.concurrency 2"
-        for least in (3, 8):
-            process = subprocess.Popen([sys.executable, "-m", "experiments", *words.split()], stderr=subprocess.DEVNULL)
-            while len(asked(server)) < least:
-                assert process.poll() is None
-                time.sleep(0.01)
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
+        process = subprocess.Popen([sys.executable, "-m", "experiments", *words.split()], stderr=subprocess.DEVNULL)
+        while len(asked(server)) < 8:
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
         found = draw(own)
         requests = asked(server)
-    assert len(set(requests)) == 14 and len(requests) <= 14 + 2 * 2
+    assert len(set(requests)) == 14 and 8 <= len(requests) <= 14 + 2
     same(stored(own), clean[0])
     assert found["requests"] >= clean[1]["requests"] and json.loads((own.out / "store.json").read_text())["shards"]
+
+
+@pytest.mark.long
+def test_a_student_learns_from_the_store(tmp_path: Path) -> None:
+    """From the server to a student, without the server."""
+    with loopback() as server:
+        own = config(tmp_path, server, prompt_split="train")
+        draw(own)
+    words = (
+        f"distill --agent soft_q --store {own.out} --teacher none --student tiny --prompts {own.prompts} --top-p 0.8 "
+    )
+    words += f"--max-new-tokens 6 --updates 2 --batch-size 4 --eval-prompts 2 --threads 1 --out {tmp_path / 'run'}"
+    assert main(words.split()) == 0
+    assert (tmp_path / "run" / "students" / "soft_q-seed0" / "model.safetensors").is_file()
