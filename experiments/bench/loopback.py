@@ -1,4 +1,4 @@
-"""A teacher behind the completions API on this machine's loopback: for tests, measurements, and to try a served teacher.
+"""A teacher behind the completions API on this machine's loopback: for tests and measurements, and to try one out.
 
     python -m experiments.bench.loopback -- tdistill collect --teacher served:{url} --teacher-tokenizer {tokenizer} …
 
