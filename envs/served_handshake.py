@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from envs.errors import InputError
@@ -121,7 +122,7 @@ def _manner(client: Client, manner: Manner, tokenizer: Any, words: Words, sample
             return _told(client, answer, words, prompt)
 
         try:
-            return replace(own, top=client.ask("completions", body, read, used))
+            return replace(own, top=client.ask("completions", body, read, partial(used, prompt_tokens=len(prompt))))
         except RefusedError as error:
             if error.status not in REFUSALS or (way, fields) == tried[-1]:
                 raise
@@ -181,7 +182,7 @@ def _checked(client: Client, manner: Manner, words: Words, sample: list[int]) ->
         return tokens[: len(sample)]
 
     try:
-        shown = client.ask("completions", body, read, used)
+        shown = client.ask("completions", body, read, partial(used, prompt_tokens=len(sample)))
     except RefusedError as error:
         if error.status not in REFUSALS:
             raise

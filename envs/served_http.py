@@ -162,13 +162,13 @@ class Client:
         `read` raises `MalformedError`.
 
         Args:
-            used: tokens of the prompts and of the completions of an answer, as far as it tells.
+            used: tokens of the prompts and of the completions of an answer.
         Raises:
             RefusedError: the server refuses the request.
             UnavailableError: every attempt failed, or the server asks to wait too long.
         """
         prompts = body["prompt"]
-        several = prompts if prompts and isinstance(prompts[0], list) else [prompts]
+        several = prompts if isinstance(prompts, list) and isinstance(prompts[0], (list, str)) else [prompts]
         tokens = sum(len(prompt) + int(body["max_tokens"]) for prompt in several)
         return self._patiently("POST", path, body, read, used, tokens)
 

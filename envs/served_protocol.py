@@ -132,13 +132,22 @@ def choices_of(answer: Any, count: int) -> list[dict[str, Any]]:
     return [found[place] for place in range(count)]
 
 
-def used(answer: Any) -> tuple[int, int]:
-    """Tokens of the prompts and of the completions, as the answer's `usage` counts them; 0 where it does not."""
+def used(answer: Any, prompt_tokens: int = 0) -> tuple[int, int]:
+    """Tokens of the prompts and of the completions, as the answer's `usage` counts them; without one the
+    `prompt_tokens` that were sent, and the steps that came back."""
     usage = answer.get("usage") if isinstance(answer, dict) else None
     found = usage if isinstance(usage, dict) else {}
     counts = (found.get("prompt_tokens"), found.get("completion_tokens"))
-    prompt, completion = (count if isinstance(count, int) and count >= 0 else 0 for count in counts)
-    return prompt, completion
+    if all(isinstance(count, int) and count >= 0 for count in counts):
+        return counts[0] or 0, counts[1] or 0
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    steps = 0
+    for choice in choices if isinstance(choices, list) else []:
+        try:
+            steps += len(_steps_of(choice))
+        except (MalformedError, AttributeError):
+            continue  # of no use; how much of it is on the bill nobody tells
+    return (prompt_tokens, steps) if choices else (0, 0)
 
 
 def reply_of(choice: dict[str, Any], words: Words, asked: int) -> Reply:

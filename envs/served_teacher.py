@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -65,6 +66,10 @@ class ServedTeacher:
 
     def __deepcopy__(self, memo: object) -> ServedTeacher:
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by address: another process asks by itself."""
+        return _of, (self.client.url, self.words.name, self.serving, self.chat_template)
 
     @property
     def identity(self) -> str:
@@ -119,10 +124,14 @@ class ServedTeacher:
         """
 
         def read(answer: Any) -> list[Reply]:
-            return [reply_of(choice, self.words, self.manner.top) for choice in choices_of(answer, len(prompts))]
+            found = [reply_of(choice, self.words, self.manner.top) for choice in choices_of(answer, len(prompts))]
+            for reply in found:
+                if reply.finish not in ("stop", "length", None):
+                    raise MalformedError(f"a reply ended by {reply.finish!r}")
+            return found
 
         body = self._body(prompts, budget + 1) | ({} if seed is None else {"seed": seed})
-        found = self.client.ask("completions", body, read, used)
+        found = self.client.ask("completions", body, read, _counts(prompts))
         return [self._whole(prompt, reply, budget) for prompt, reply in zip(prompts, found, strict=True)]
 
     def each(self, items: Iterable[A], do: Callable[[A], None]) -> None:
@@ -155,7 +164,7 @@ class ServedTeacher:
             reply = reply_of(choices_of(answer, 1)[0], self.words, self.manner.top)
             return reply.rows[0] if reply.rows else None
 
-        row = self.client.ask("completions", self._body([text], 1, temperature=0.0), read, used)
+        row = self.client.ask("completions", self._body([text], 1, temperature=0.0), read, _counts([text]))
         return row or self._echoed(text)[1]  # it would end here, and says nothing of endings
 
     def _whole(self, prompt: Sequence[int], reply: Reply, budget: int) -> Reply:
@@ -183,9 +192,11 @@ class ServedTeacher:
                 "replies cannot be learnt from (vLLM's and llama.cpp's own servers return them)"
             )
         body = self._body([[*text, self._eos]], 1, temperature=0.0, echo=True)
-        return self.client.ask(
-            "completions", body, lambda answer: self._echo(choices_of(answer, 1)[0], len(text)), used
-        )
+
+        def read(answer: Any) -> tuple[float, Row]:
+            return self._echo(choices_of(answer, 1)[0], len(text))
+
+        return self.client.ask("completions", body, read, _counts([[*text, self._eos]]))
 
     def _echo(self, choice: dict[str, Any], place: int) -> tuple[float, Row]:
         told = choice.get("logprobs") or {}
@@ -202,6 +213,15 @@ class ServedTeacher:
     def _eos(self) -> int:
         own = self.tokenizer.eos_token_id
         return int(own) if own in self.eos_ids else min(self.eos_ids)
+
+
+def _of(url: str, tokenizer: str, serving: Serving, chat_template: bool) -> ServedTeacher:
+    return ServedTeacher(url, tokenizer, serving, chat_template=chat_template)
+
+
+def _counts(prompts: Sequence[Sequence[int]]) -> Callable[[Any], tuple[int, int]]:
+    """Tokens that an answer to these prompts used."""
+    return partial(used, prompt_tokens=sum(map(len, prompts)))
 
 
 class ServedWalk:

@@ -21,7 +21,7 @@ COMMANDS = {
     "generate": "talk to a student side by side with the teacher",
     "teacher": "train the embedded teacher and its warm-start student",
     "lesson": "run a lesson of the course, or list them: tdistill lesson 05",
-    "bench": "measure speed and memory against what people use: bench env, bench learn, bench memory",
+    "bench": "measure speed and memory against what people use: bench env, bench learn, bench memory, bench served",
 }
 USAGE = "\n".join(
     [
@@ -262,15 +262,16 @@ def _lesson(words: list[str]) -> None:
 
 def _bench(words: list[str]) -> None:
     from envs.errors import InputError
-    from experiments.bench import env, learn, memory, table
+    from experiments.bench import env, learn, memory, served, table
 
     kinds: dict[str, tuple[type[Any], Callable[[Any], list[Any]], Callable[[list[Any]], str]]] = {
         "env": (env.BenchEnvConfig, env.run, table.of_env),
         "learn": (learn.BenchLearnConfig, learn.run, table.of_learn),
         "memory": (memory.BenchMemoryConfig, memory.run, table.of_memory),
+        "served": (served.BenchServedConfig, served.run, table.of_served),
     }
     if words and words[0] in ("-h", "--help"):
-        print("usage: tdistill bench env|learn|memory [--help] [settings]\n")
+        print("usage: tdistill bench env|learn|memory|served [--help] [settings]\n")
         print("\n".join(f"  {name:8}{(kind.__doc__ or '').splitlines()[0]}" for name, (kind, _, _) in kinds.items()))
         raise SystemExit(0)
     if not words or words[0] not in kinds:

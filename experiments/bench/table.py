@@ -104,6 +104,19 @@ def of_learn(figures: Sequence[Figure]) -> str:
     return text if len(ratios) == 1 else f"{text}\n\nlearning from the teacher store\n\n{_table(ratios)}"
 
 
+def of_served(figures: Sequence[Figure]) -> str:
+    """Episodes per second of every arm, what a served one has of the local one's, and requests of an episode."""
+    lines = [["arm", "episodes/s", "interval", "over the process", "interval", "requests of an episode"]]
+    for rate in (figure for figure in figures if figure["name"] == "episodes_per_second"):
+        line = [rate["arm"], f"{rate['value']:.2f}", f"{rate['low']:.2f} – {rate['high']:.2f}"]
+        here = [figure for figure in figures if figure["arm"] == rate["arm"]]
+        if any(figure["name"] == "served_over_local" for figure in here):
+            ratio, asked = _one(here, "served_over_local"), _one(here, "requests_per_episode")
+            line += [f"{ratio['value']:.2f}", f"{ratio['low']:.2f} – {ratio['high']:.2f}", f"{asked['value']:.2f}"]
+        lines.append([*line, *[""] * (len(lines[0]) - len(line))])
+    return "replies of the embedded teacher over HTTP on the loopback\n\n" + _table(lines)
+
+
 def _one(figures: Sequence[Figure], name: str, **more: str) -> Figure:
     wanted = {"name": name, **more}
     return next(figure for figure in figures if all(figure.get(key) == value for key, value in wanted.items()))

@@ -112,6 +112,8 @@ def draw(config: CollectConfig) -> dict[str, float]:
                 bar.write(f"{name} {damage}; it is drawn anew")
             if damage or not line:
                 _draw_shard(config, teacher, part, number, manifest)
+            else:
+                _asked(config, number).unlink(missing_ok=True)  # stopped after the line, before this
             bar.update(len(part))
     return figures(manifest, len(prompts)) | _served_figures(config, manifest)
 
@@ -129,7 +131,7 @@ def _draw_shard(
 
         assert isinstance(teacher, ServedTeacher)
         before = manifest.shards.get(name, {})
-        with served.journal(teacher, config.out / f"asked-{number:05d}.jsonl") as own:
+        with served.journal(teacher, _asked(config, number)) as own:
             make = _shard if config.teacher_walk == "set" else _asked_shard
             episodes = make(config, teacher, prompts, number, own)
             line = write_shard(config.out / name, episodes, manifest.form)
@@ -137,7 +139,12 @@ def _draw_shard(
             line |= served.line_of(episodes, config.top_p, spent)
     manifest.shards[name] = line
     manifest.write(config.out)
-    (config.out / f"asked-{number:05d}.jsonl").unlink(missing_ok=True)
+    _asked(config, number).unlink(missing_ok=True)
+
+
+def _asked(config: CollectConfig, number: int) -> Path:
+    """What a server has said of a shard so far."""
+    return config.out / f"asked-{number:05d}.jsonl"
 
 
 def _teacher(config: CollectConfig) -> Teacher:

@@ -154,6 +154,41 @@ def test_answers_are_read_as_they_are_told(tmp_path: Path) -> None:
         reply_of(choice(tokens=["token_id:7"]), words, 2)
 
 
+def test_tokens_are_counted_where_the_server_does_not(tmp_path: Path) -> None:
+    def uncounted(number: int, body: dict[str, Any], answer: Callable[[], Answer]) -> Answer:
+        found = answer()
+        found.body.pop("usage")
+        return found
+
+    spent = []
+    with loopback(fault=uncounted) as server:
+        teacher = served(server, tmp_path)
+        teacher.client.record(spent.append)
+        teacher.replies([[1], [2, 3]], 4, None)
+        assert [sum(one[1] for one in spent), sum(one[2] for one in spent)] == server.spent
+
+
+def test_a_reply_that_was_broken_off_is_asked_for_again(tmp_path: Path) -> None:
+    def abort(answer: Answer) -> Answer:
+        answer.body["choices"][0]["finish_reason"] = "abort"
+        return answer
+
+    with loopback(fault=once(abort)) as server:
+        teacher = served(server, tmp_path)
+        assert teacher.replies([[1]], 4, 5) and len([1 for body in server.seen if not is_greeting(body)]) == 2
+
+
+def test_another_process_asks_by_itself(tmp_path: Path) -> None:
+    import copy
+    import pickle
+
+    with loopback() as server:
+        teacher = served(server, tmp_path)
+        other = pickle.loads(pickle.dumps(teacher))
+        assert other is not teacher and other.identity == teacher.identity and copy.deepcopy(teacher) is teacher
+        assert other.next_rows([[1]]) == teacher.next_rows([[1]])
+
+
 def test_strings_that_several_tokens_share_tell_none() -> None:
     """Parts of characters are "�" in a byte-level vocabulary, and each of them could be meant."""
     words = Words(load_teacher("embedded").tokenizer, "embedded")  # type: ignore[attr-defined]
