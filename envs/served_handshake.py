@@ -182,7 +182,7 @@ def _checked(client: Client, manner: Manner, words: Words, sample: list[int]) ->
         return tokens[: len(sample)]
 
     try:
-        shown = client.ask("completions", body, read, partial(used, prompt_tokens=len(sample)))
+        shown = client.ask("completions", body, read, partial(used, prompt_tokens=len(sample), echo=True))
     except RefusedError as error:
         if error.status not in REFUSALS:
             raise

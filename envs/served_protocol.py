@@ -132,15 +132,17 @@ def choices_of(answer: Any, count: int) -> list[dict[str, Any]]:
     return [found[place] for place in range(count)]
 
 
-def used(answer: Any, prompt_tokens: int = 0) -> tuple[int, int]:
+def used(answer: Any, prompt_tokens: int = 0, echo: bool = False) -> tuple[int, int]:
     """Tokens of the prompts and of the completions, as the answer's `usage` counts them; without one the
-    `prompt_tokens` that were sent, and the steps that came back."""
+    `prompt_tokens` that were sent, and the steps that came back, or the one token behind an echo."""
     usage = answer.get("usage") if isinstance(answer, dict) else None
     found = usage if isinstance(usage, dict) else {}
     counts = (found.get("prompt_tokens"), found.get("completion_tokens"))
     if all(isinstance(count, int) and count >= 0 for count in counts):
         return counts[0] or 0, counts[1] or 0
     choices = answer.get("choices") if isinstance(answer, dict) else None
+    if echo and choices:
+        return prompt_tokens, 1
     steps = 0
     for choice in choices if isinstance(choices, list) else []:
         try:

@@ -196,7 +196,7 @@ class ServedTeacher:
         def read(answer: Any) -> tuple[float, Row]:
             return self._echo(choices_of(answer, 1)[0], len(text))
 
-        return self.client.ask("completions", body, read, _counts([[*text, self._eos]]))
+        return self.client.ask("completions", body, read, _counts([[*text, self._eos]], echo=True))
 
     def _echo(self, choice: dict[str, Any], place: int) -> tuple[float, Row]:
         told = choice.get("logprobs") or {}
@@ -219,9 +219,9 @@ def _of(url: str, tokenizer: str, serving: Serving, chat_template: bool) -> Serv
     return ServedTeacher(url, tokenizer, serving, chat_template=chat_template)
 
 
-def _counts(prompts: Sequence[Sequence[int]]) -> Callable[[Any], tuple[int, int]]:
+def _counts(prompts: Sequence[Sequence[int]], echo: bool = False) -> Callable[[Any], tuple[int, int]]:
     """Tokens that an answer to these prompts used."""
-    return partial(used, prompt_tokens=sum(map(len, prompts)))
+    return partial(used, prompt_tokens=sum(map(len, prompts)), echo=echo)
 
 
 class ServedWalk:

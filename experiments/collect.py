@@ -65,11 +65,6 @@ def collect(
     _check(env, count, *who)
     if recited is not None and student_share > 0:
         raise InputError(f"student_share = {student_share}, and replies are recited; one of the two")
-    if recited is None and not getattr(env.teacher, "whole", True) and (student_share > 0 or teacher_walk == "full"):
-        raise InputError(
-            f"{env.teacher.name} returns its most probable tokens only: its replies are drawn by `tdistill collect`, "
-            'here it walks the sets alone (teacher_walk="set", no student)'
-        )
     walk = _Walk(env, *who, torch.Generator().manual_seed(seed)) if recited is None else Recital(env, recited)
     observations, _ = env.reset(seed=seed)
     tape = Tape(env, count, version)
@@ -126,6 +121,11 @@ class _Walk:
         teacher_walk: str,
         generator: torch.Generator,
     ) -> None:
+        if not getattr(env.teacher, "whole", True) and (student_share > 0 or teacher_walk == "full"):
+            raise InputError(
+                f"{env.teacher.name} returns its most probable tokens only: its replies are drawn by `tdistill collect`, "
+                'here it walks the sets alone (teacher_walk="set", no student)'
+            )
         self.env, self.share, self.mix, self.kind = env, student_share, teacher_mix, teacher_walk
         self.generator = generator
         self.walker = Decoder(student, env.num_envs) if student_share > 0 else None
