@@ -123,7 +123,7 @@ class _Walk:
     ) -> None:
         if not getattr(env.teacher, "whole", True) and (student_share > 0 or teacher_walk == "full"):
             raise InputError(
-                f"{env.teacher.name} returns its most probable tokens only: its replies are drawn by `tdistill collect`, "
+                f"{env.teacher.name} returns its most probable tokens only: `tdistill collect` draws its replies, "
                 'here it walks the sets alone (teacher_walk="set", no student)'
             )
         self.env, self.share, self.mix, self.kind = env, student_share, teacher_mix, teacher_walk
