@@ -174,7 +174,8 @@ class ServedTeacher:
             stop = ends[0] + 1
             return Reply(reply.tokens[:stop], reply.logp[:stop], reply.rows[:stop], "stop")
         if len(reply.tokens) > budget:
-            return Reply(*(column[: budget + 1] for column in reply[:3]), "length")
+            stop = budget + 1
+            return Reply(reply.tokens[:stop], reply.logp[:stop], reply.rows[:stop], "length")
         if reply.finish != "stop":
             raise InputError(
                 f"the server ended a reply after {len(reply.tokens)} tokens of {budget + 1} ({reply.finish!r}); lower "

@@ -203,8 +203,11 @@ def _paid(
     if isinstance(reward, Sqil):
         return torch.full_like(paid, Sqil.teacher_step)
     ids, logp, mask = rows
-    before = Candidates(*(part[:, :-1].flatten(0, 1) for part in rows), torch.zeros(paid.numel(), dtype=torch.bool))
-    after = Candidates(ids[:, 1:].flatten(0, 1), logp[:, 1:].flatten(0, 1), mask[:, 1:].flatten(0, 1), before.cut)
+    cut_by_k = torch.zeros(paid.numel(), dtype=torch.bool)  # no reward reads it
+    before, after = (
+        Candidates(ids[:, part].flatten(0, 1), logp[:, part].flatten(0, 1), mask[:, part].flatten(0, 1), cut_by_k)
+        for part in (slice(None, -1), slice(1, None))
+    )
     log_mass = torch.where(before.mask.any(-1), before.log_mass, 0.0)
     return reward(Step(paid.flatten(), log_mass, over.flatten(), cut.flatten(), after)).reshape(paid.shape)
 

@@ -426,3 +426,11 @@ def test_a_student_learns_from_the_store(tmp_path: Path) -> None:
     words += f"--max-new-tokens 6 --updates 2 --batch-size 4 --eval-prompts 2 --threads 1 --out {tmp_path / 'run'}"
     assert main(words.split()) == 0
     assert (tmp_path / "run" / "students" / "soft_q-seed0" / "model.safetensors").is_file()
+
+
+def test_the_benchmark_and_its_table(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "bench served --concurrency 1 2 --episodes 2 --max-new-tokens 3 --repeats 1"
+    assert main(words.split()) == 0
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| served")]
+    assert [line[1].strip() for line in lines] == ["served, 1 at a time", "served, 2 at a time"]
+    assert all(float(line[2]) > 0 and float(line[6]) == 1.0 for line in lines)
