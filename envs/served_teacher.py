@@ -181,6 +181,11 @@ class ServedTeacher:
                 f"the server ended a reply after {len(reply.tokens)} tokens of {budget + 1} ({reply.finish!r}); lower "
                 "--max-new-tokens to what it gives, less one"
             )
+        if reply.tokens and (last := reply.tokens[-1]) in self.tokenizer.all_special_ids:
+            raise InputError(
+                f"the server ended a reply with token {last} ({self.words.shown['raw'][last]!r}), the tokenizer's ends "
+                f"are {sorted(self.eos_ids)}; put the model's generation_config.json, which names all of them, beside it"
+            )
         logp, row = self._echoed([*prompt, *reply.tokens])
         return Reply([*reply.tokens, self._eos], [*reply.logp, logp], [*reply.rows, row], "stop")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ class Journal:
         if path.is_file():
             whole = path.read_bytes()
             whole = whole[: whole.rfind(b"\n") + 1]
-            path.write_bytes(whole)
+            os.truncate(path, len(whole))
             for line in whole.splitlines():
                 self._take(json.loads(line))
         self._file = path.open("a", encoding="utf-8")

@@ -178,6 +178,26 @@ def test_a_reply_that_was_broken_off_is_asked_for_again(tmp_path: Path) -> None:
         assert teacher.replies([[1]], 4, 5) and len([1 for body in server.seen if not is_greeting(body)]) == 2
 
 
+def test_an_end_that_the_tokenizer_does_not_name(tmp_path: Path) -> None:
+    """The server stops at 0 too, which is special here and no end; with a generation configuration beside it, it is."""
+    import json
+
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(numbers(tmp_path / "tokenizer"))
+    tokenizer.eos_token, tokenizer.pad_token = "5", "0"
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    with loopback() as server:
+        teacher = served(server, tmp_path)
+        with pytest.raises(InputError, match=r"token 0 \('0'\), the tokenizer's ends are \[5\]"):
+            for seed in range(20):
+                teacher.replies([[1]], 5, seed)
+        (tmp_path / "tokenizer" / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 0]}))
+        teacher = served(server, tmp_path)
+        found = [teacher.replies([[1]], 5, seed)[0] for seed in range(20)]
+        assert any(reply.tokens[-1] == 0 and reply.finish == "stop" for reply in found)
+
+
 def test_another_process_asks_by_itself(tmp_path: Path) -> None:
     import copy
     import pickle
