@@ -184,7 +184,7 @@ class ServedTeacher:
         if reply.tokens and (last := reply.tokens[-1]) in self.tokenizer.all_special_ids:
             raise InputError(
                 f"the server ended a reply with token {last} ({self.words.shown['raw'][last]!r}), the tokenizer's ends "
-                f"are {sorted(self.eos_ids)}; put the model's generation_config.json, which names all of them, beside it"
+                f"are {sorted(self.eos_ids)}; put the model's generation_config.json, which names all, beside it"
             )
         logp, row = self._echoed([*prompt, *reply.tokens])
         return Reply([*reply.tokens, self._eos], [*reply.logp, logp], [*reply.rows, row], "stop")
