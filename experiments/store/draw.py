@@ -115,7 +115,7 @@ def draw(config: CollectConfig) -> dict[str, float]:
             else:
                 _asked(config, number).unlink(missing_ok=True)  # stopped after the line, before this
             bar.update(len(part))
-    return figures(manifest, len(prompts)) | _served_figures(config, manifest)
+    return figures(manifest, len(prompts)) | _served_figures(config, teacher, manifest)
 
 
 def _draw_shard(
@@ -162,12 +162,16 @@ def _teacher(config: CollectConfig) -> Teacher:
     return ServedTeacher(config.teacher, config.teacher_tokenizer, config.served, chat_template=config.chat_template)
 
 
-def _served_figures(config: CollectConfig, manifest: Manifest) -> dict[str, float]:
+def _served_figures(config: CollectConfig, teacher: Teacher, manifest: Manifest) -> dict[str, float]:
+    """What asking took, what belongs to no shard included: the first words of a command that found nothing to draw."""
     if not config.teacher.startswith(SERVED):
         return {}
+    from envs.served_teacher import ServedTeacher
     from experiments.store import served
 
-    return served.figures(list(manifest.shards.values()), config.served)
+    assert isinstance(teacher, ServedTeacher)
+    with served.journal(teacher, config.out / "asked.jsonl") as rest:
+        return served.figures([*manifest.shards.values(), rest.spent], config.served)
 
 
 def _asked_shard(

@@ -343,9 +343,10 @@ def test_settings_that_do_not_go_together(tmp_path: Path) -> None:
             with pytest.raises(InputError, match=said):
                 draw(replace(own, **changes))
         draw(own)
+        spent = draw(own)["requests"]
     with loopback() as elsewhere:  # the same model at another address is the same teacher
-        draw(replace(own, teacher=f"served:{elsewhere.url}"))
-        assert not asked(elsewhere)
+        found = draw(replace(own, teacher=f"served:{elsewhere.url}"))
+        assert not asked(elsewhere) and found["requests"] == spent + 1 + len(elsewhere.seen)  # the first words
         with pytest.raises(InputError, match="logprobs = 20, this one has 3"):
             draw(replace(own, teacher=f"served:{elsewhere.url}", served=replace(own.served, logprobs=3)))
 
