@@ -16,6 +16,7 @@ COMMANDS = {
     "distill": "distil the teacher with one agent and one seed",
     "report": "write the tables, figures and page of a finished run again, without a model",
     "reproduce": "repeat a run from its folder, and say whether its figures and weights come out the same",
+    "coverage": "look before training: what each top-p and max_candidates would keep, lose and cost",
     "collect": "let the teacher walk once and store its episodes, to learn from without it",
     "evaluate": "measure a student or teacher directory on held-out prompts",
     "generate": "talk to a student side by side with the teacher",
@@ -236,6 +237,13 @@ def _collect(words: list[str]) -> None:
     _write_json(settings.json, _named(figures))
 
 
+def _coverage(words: list[str]) -> None:
+    from experiments.coverage import command
+
+    for part in command.coverage(_parse(command.CoverageConfig, "coverage", words)):
+        print(part, end="\n\n", flush=True)  # what is known is said, also if it is stopped then
+
+
 def _generate(words: list[str]) -> None:
     from experiments import generate
     from experiments.config import GenerateConfig
@@ -289,6 +297,7 @@ COMMAND_OF: dict[str, Callable[[list[str]], None]] = {
     "distill": _runs("DistillConfig", "distill"),
     "report": _report,
     "reproduce": _reproduce,
+    "coverage": _coverage,
     "collect": _collect,
     "evaluate": _evaluate,
     "generate": _generate,

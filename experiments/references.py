@@ -24,10 +24,9 @@ def replies_of(prompts: Sequence[Prompt], teacher: Teacher) -> Recited:
 
     Raises: InputError: a prompt without a reference, or a teacher whose texts are no text.
     """
-    tokenizer = getattr(teacher, "tokenizer", None)
-    if tokenizer is None:
+    if getattr(teacher, "tokenizer", None) is None:
         raise InputError(f"teacher {teacher.name!r} has no tokenizer to read references with; use --targets teacher")
-    eos = tokenizer.eos_token_id if tokenizer.eos_token_id in teacher.eos_ids else min(teacher.eos_ids)
+    eos = end_of(teacher)
     found: dict[tuple[int, ...], list[list[int]]] = {}
     for prompt in prompts:
         if not prompt.references:
@@ -37,8 +36,26 @@ def replies_of(prompts: Sequence[Prompt], teacher: Teacher) -> Recited:
             )
         said = found.setdefault(tuple(teacher.encode(prompt.text)), [])
         for reference in prompt.references:
-            said.append([*tokenizer(reference, add_special_tokens=False)["input_ids"], eos])
+            said.append([*tokens_of(reference, teacher), eos])
     return found
+
+
+def tokens_of(text: str, teacher: Teacher) -> list[int]:
+    """The tokens of a text that is no prompt: nothing is added to it.
+
+    Raises: InputError: a table teacher that has no such tokens.
+    """
+    tokenizer = getattr(teacher, "tokenizer", None)
+    if tokenizer is None:
+        return teacher.encode(text)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def end_of(teacher: Teacher) -> int:
+    """The token that ends a text: the tokenizer's own where the teacher knows it, else the first of the teacher's."""
+    own = getattr(getattr(teacher, "tokenizer", None), "eos_token_id", None)
+    return own if own in teacher.eos_ids else min(teacher.eos_ids)
 
 
 class Recital:

@@ -1,0 +1,262 @@
+"""`tdistill coverage`: what every p and K would keep, lose and cost, before anything is trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.candidates import check_top_p
+from envs.decode import decode
+from envs.errors import InputError
+from envs.prompts import Prompt, load_prompts
+from envs.teachers import Teacher, load_teacher
+from experiments.config import WARM_START_NAME, CompareConfig, LoadConfig
+from experiments.coverage import advice, tables
+from experiments.coverage.survey import ALL, CHECKED, LEXICON, Found, Grid, Side, by_group, spellings, survey, word_counts
+from experiments.coverage.tables import Cost, Findings, Lengths
+from experiments.coverage.words import read_lexicon
+from experiments.evaluate import ROWS, Rule
+from experiments.metrics import mean_and_interval
+from experiments.references import end_of, tokens_of
+from experiments.statistics import Estimate
+
+GUARDED = (ALL, CHECKED + "required", LEXICON)
+"""What must not be lost: all words, phrases that a critical reply needs, and the user's own."""
+
+
+@dataclass(frozen=True)
+class CoverageConfig(LoadConfig):
+    """Look before training: what the candidate sets of a teacher would keep, lose and cost at every p and K."""
+
+    teacher: str = "embedded"
+    """"embedded", "table:NAME", a directory, or a hub id."""
+    prompts: Path | None = None
+    """A .jsonl or text file, or a data set; none: the embedded training split."""
+    prompt_format: str = "prompt"
+    """What its records are: prompt, dolly, selfinst or vicuna."""
+    skip_bad: bool = False
+    """Leave broken lines and prompts that are too long out instead of refusing the file."""
+    count: int = 256
+    """Look at the first so many prompts; words are counted in the references of all of them."""
+    lexicon: Path | None = None
+    """A text file of words that must not be lost, one word or phrase a line."""
+    top_p: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
+    """Masses of the candidate sets, each in (0, 1]."""
+    max_candidates: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256)
+    """Most candidates of a state; no limit is looked at too."""
+    max_new_tokens: int = 64
+    """Token budget of the teacher's replies; references are read whole, as far as the context goes."""
+    walks: int = 4
+    """Replies inside the sets to each of `walk_prompts` prompts, for −log P(stays inside); 0: none."""
+    walk_prompts: int = 32
+    max_lost_words: float = 0.01
+    """Share of the words that may fall out, of those that must not be lost also."""
+    max_cut: float = 0.001
+    """Share of the mass that max_candidates may cut off the sets, on average."""
+    student: str = ""
+    """For the costs: as in `compare`; none: the warm start of the embedded teacher, a tiny one of any other."""
+    agents: tuple[str, ...] = ("soft_q",)
+    """For the costs: the arms to train."""
+    seeds: int = 1
+    """For the costs, as all below."""
+    updates: int = 300
+    episodes: int = 1024
+    batch_size: int = 16
+    price: float | None = None
+    """What an hour of this machine costs, in any currency."""
+    seed: int = 0
+    """Of the teacher's replies and of the intervals."""
+    out: Path = Path("runs/coverage")
+    """Folder of the page, its figures and coverage.json."""
+    json: Path | None = None
+    """Write the figures to this file too."""
+
+
+def coverage(config: CoverageConfig) -> Iterator[str]:
+    """The parts of the page, each as soon as it is known; the files come last.
+
+    Raises: InputError: a setting, a prompt, a reference or a word of the lexicon that cannot be used.
+    """
+    from experiments.coverage.page import write_all
+
+    check(config)
+    teacher = load_teacher(config.teacher, config.loading)
+    lexicon = read_lexicon(config.lexicon, teacher) if config.lexicon is not None else []
+    every = load_prompts(config.prompts, skip_bad=config.skip_bad, prompt_format=config.prompt_format)
+    prompts, ids = fitting(every, teacher, config)
+    grid = grid_of(config, teacher)
+    begin = time.perf_counter()
+    drawn = decode(
+        teacher,
+        ids,
+        eos_ids=teacher.eos_ids,
+        max_new_tokens=config.max_new_tokens,
+        seed=config.seed,
+        rows=ROWS,
+        vocabulary=teacher.vocab_size,
+        progress="the teacher's replies",
+    )
+    speed = sum(map(len, drawn)) / (time.perf_counter() - begin)
+    given = references_of(prompts, ids, teacher)
+    ended = [reply[-1] in teacher.eos_ids for reply in drawn]
+    lengths = Lengths([len(text) for text in ids], [len(r) for _, r in given], [len(r) for r in drawn], ended)
+    yield tables.lengths(lengths, teacher.context_limit, config.max_new_tokens)
+    own = survey(teacher, ids, list(enumerate(drawn)), grid, "the teacher's replies")
+    references = survey(teacher, ids, given, grid, "references") if given else None
+    weights = advice.draws(len(prompts), config.seed)
+    basis = own if references is None else references
+    groups = grouped(basis, own, teacher, prompts, every, lexicon)
+    found = Findings(
+        config.teacher,
+        grid,
+        len(prompts),
+        lengths,
+        own,
+        basis,
+        basis is not own,
+        groups,
+        shares={name: advice.lost(part, grid, weights) for name, part in groups.items() if len(part)},
+        kept=advice.mass_kept(own, weights),
+        cut=advice.mass_cut(own, weights),
+        missing=[word for word in lexicon if word.lower() not in set(groups[LEXICON].words)] if lexicon else [],
+    )
+    yield tables.words_by_width(found)
+    yield tables.words_by_group(found)
+    found.stay.update(stay_inside(teacher, ids, config, grid))
+    yield tables.sets(found)
+    limits = advice.Limits(config.max_lost_words, config.max_cut)
+    guarded = {name: found.shares[name] for name in GUARDED if name in found.shares}
+    found.advice = advice.advise(guarded, found.cut, grid, limits)
+    yield tables.lost_words(found)
+    found.cost = cost_of(config, found, teacher, speed)
+    yield tables.costs(found)
+    yield tables.recommendation(found)
+    yield write_all(found, config)
+
+
+def check(config: CoverageConfig) -> None:
+    """Raises: InputError: a setting outside its limits."""
+    if not config.top_p or not config.max_candidates:
+        raise InputError("top_p and max_candidates must name one value or several")
+    for p in config.top_p:
+        check_top_p(p)
+    for width in config.max_candidates:
+        check_top_p(0.9, width)
+    for name in ("count", "max_new_tokens", "walk_prompts", "seeds", "updates", "episodes", "batch_size"):
+        if (value := getattr(config, name)) < 1:
+            raise InputError(f"{name} = {value} is below 1")
+    if config.walks < 0:
+        raise InputError(f"walks = {config.walks} is below 0; 0 walks none")
+    for name in ("max_lost_words", "max_cut"):
+        if not 0.0 <= (value := getattr(config, name)) <= 1.0:
+            raise InputError(f"{name} = {value:g} is outside [0, 1]; it is a share, 0.01 is one in a hundred")
+    if config.out.exists() and not config.out.is_dir():
+        raise InputError(f"{config.out} is a file; give another --out")
+
+
+def grid_of(config: CoverageConfig, teacher: Teacher) -> Grid:
+    """The masses and widths, each once, ascending; widths below V, and V."""
+    widths = {width for width in config.max_candidates if width < teacher.vocab_size}
+    return Grid(tuple(sorted(set(config.top_p))), (*sorted(widths), teacher.vocab_size))
+
+
+def fitting(
+    every: list[Prompt], teacher: Teacher, config: CoverageConfig
+) -> tuple[list[Prompt], list[list[int]]]:
+    """The first `count` prompts that leave room for a reply, and their tokens.
+
+    Raises: InputError: one that does not, unless such are left out, or none that does.
+    """
+    prompts, ids, limit = [], [], teacher.context_limit - 1
+    for prompt in every:
+        if len(prompts) == config.count:
+            break
+        text = teacher.encode(prompt.text)
+        if len(text) <= limit:
+            prompts.append(prompt)
+            ids.append(text)
+        elif not config.skip_bad:
+            raise InputError(
+                f"the prompt {prompt.text[:60]!r} has {len(text)} tokens, the limit is {limit}, one less than the "
+                f"teacher's context of {limit + 1}; shorten it, or leave such prompts out with --skip-bad"
+            )
+    if not prompts:
+        raise InputError(f"no prompt has at most {limit} tokens; shorten them")
+    return prompts, ids
+
+
+def references_of(prompts: list[Prompt], ids: list[list[int]], teacher: Teacher) -> list[tuple[int, list[int]]]:
+    """The references as tokens with their end, and which prompt each answers; cut where the context ends."""
+    end = end_of(teacher)
+    return [
+        (number, [*tokens_of(reference, teacher), end][: teacher.context_limit - len(ids[number])])
+        for number, prompt in enumerate(prompts)
+        for reference in prompt.references
+    ]
+
+
+def grouped(
+    basis: Side, own: Side, teacher: Teacher, prompts: list[Prompt], every: list[Prompt], lexicon: list[str]
+) -> dict[str, Found]:
+    """The words of the references, or of the teacher's replies where there are none, in groups.
+
+    How often a word is said is counted in the references of all prompts of the file and in the teacher's replies.
+    """
+    texts = spellings(basis, teacher)
+    said = [text.text for text in (texts if basis is own else spellings(own, teacher))]
+    corpus = word_counts([*said, *(reference for prompt in every for reference in prompt.references)])
+    return by_group(basis, texts, prompts, corpus, lexicon)
+
+
+def stay_inside(
+    teacher: Teacher, ids: list[list[int]], config: CoverageConfig, grid: Grid
+) -> dict[float, Estimate]:
+    """−log P(the teacher never leaves its sets) of a prompt, nats, by walks inside them; p -> mean over prompts.
+
+    Sets are cut to the widest K that was asked for.
+    """
+    from experiments.studies.stay_inside import gap
+
+    if not config.walks:
+        return {}
+    texts = [list(text) for text in dict.fromkeys(map(tuple, ids))][: config.walk_prompts]
+    found = {1.0: Estimate(0.0, 0.0, 0.0)} if 1.0 in grid.masses else {}
+    for p in grid.masses:
+        if p < 1.0:
+            rule = Rule(p, max(config.max_candidates), config.max_new_tokens)
+            mean, half = mean_and_interval((-gap(teacher, texts, config.walks, rule, config.seed).log_stay).tolist())
+            found[p] = Estimate(mean, mean - half, mean + half)
+    return found
+
+
+def cost_of(config: CoverageConfig, found: Findings, teacher: Teacher, speed: float) -> Cost:
+    """What the whole distillation takes at the recommended p and K: measured where the teacher writes, else planned."""
+    from experiments.plan import plan
+
+    assert found.advice is not None
+    at = found.advice
+    place = found.grid.masses.index(at.top_p)
+    candidates = float(np.minimum(found.own.sizes[:, place], at.max_candidates).mean())
+    token = int(np.min_scalar_type(teacher.vocab_size - 1).itemsize)
+    tokens = config.episodes * config.seeds * float(found.own.lengths.mean())
+    given: dict[str, Any] = {name: getattr(config, name) for name in SHARED}
+    run = CompareConfig(
+        **given,
+        student=config.student or (WARM_START_NAME if config.teacher == "embedded" else "tiny"),
+        top_p=(at.top_p,),
+        max_candidates=at.max_candidates,
+        max_prompt_tokens=max(found.lengths.prompts),
+    )
+    planned = "a table has no weights to plan with" if config.teacher.startswith("table:") else plan(run)
+    return Cost(speed, tokens, candidates, 1 + candidates * (token + 2), planned, config.price)
+
+
+SHARED = (
+    "teacher seeds updates episodes batch_size max_new_tokens agents teacher_dtype trust_remote_code".split()
+)
+"""Settings that the planned run has of this command."""
