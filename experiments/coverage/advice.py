@@ -105,15 +105,16 @@ def advise(guarded: Mapping[str, Shares], cut: Shares, grid: Grid, limits: Limit
     """
 
     def worst(p: int, width: int = -1) -> tuple[float, str]:
-        return max((float(shares.high[p, width]), name) for name, shares in guarded.items())
+        name = max(guarded, key=lambda own: float(guarded[own].high[p, width]))
+        return float(guarded[name].high[p, width]), name
 
     def said_at(p: int) -> str:
         name = worst(p)[1]
-        return f"{percent(guarded[name].at(p))} of {name} fall out at p = {grid.masses[p]:g}"
+        return f"{percent(guarded[name].at(p))} of the words fall out ({name}) at p = {grid.masses[p]:g}"
 
     fitting = [place for place in range(len(grid.masses)) if worst(place)[0] <= limits.words]
     p = fitting[0] if fitting else len(grid.masses) - 1
-    reason = f"{said_at(p)}, {'at most' if fitting else 'more than'} the {limits.words:.2%} that may"
+    reason = f"{said_at(p)}, {'at most' if fitting else 'more than'} the {100 * limits.words:g} % that may"
     if fitting and p:
         reason += f", {said_at(p - 1)}"
     if grid.masses[p] == 1.0:
@@ -123,7 +124,7 @@ def advise(guarded: Mapping[str, Shares], cut: Shares, grid: Grid, limits: Limit
         for place in range(len(grid.widths))  # the last one cuts nothing
         if cut.high[p, place] <= limits.cut and (not fitting or worst(p, place)[0] <= limits.words)
     )
-    reason += f"; K = {grid.widths[width]:,} cuts {percent(cut.at(p, width))} of the mass, of {limits.cut:.2%} that it may"
+    reason += f"; K = {grid.widths[width]:,} cuts {percent(cut.at(p, width))} of the mass, of {100 * limits.cut:g} % that it may"
     return Advice(grid.masses[p], grid.widths[width], reason, bool(fitting))
 
 

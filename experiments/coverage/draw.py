@@ -21,9 +21,11 @@ def draw(found: Findings, path: Path) -> None:
     """Words lost against p, sizes along the reply, words lost at each p and K, kinds of words."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13.5, 9.4), layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.14, wspace=0.03, hspace=0.04)
-    (first, second), (third, fourth) = figure.subplots(2, 2)
+    figure = Figure(figsize=(13.5, 9.6), layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.14, h_pad=0.12)
+    # Each row is laid out by itself, for the names below are long.
+    head, upper, lower = figure.subfigures(3, 1, height_ratios=[0.09, 1, 1])
+    (first, second), (third, fourth) = upper.subplots(1, 2), lower.subplots(1, 2)
     _curves(first, found)
     _sizes(second, found)
     _grid(third, found)
@@ -42,9 +44,12 @@ def draw(found: Findings, path: Path) -> None:
     at = found.advice
     assert at is not None
     width = "" if at.top_p == 1.0 else f", K = {at.max_candidates:,}"
-    figure.suptitle(
-        f"{found.teacher}: p = {at.top_p:g}{width} recommended", x=0.012, ha="left", color=INK, size=15, weight="bold"
-    )
+    title = f"{found.teacher}: p = {at.top_p:g}{width} recommended"
+    head.text(0.012, 0.5, title, ha="left", va="center", color=INK, size=16, weight="bold")
+    handles, labels = fourth.get_legend_handles_labels()
+    if handles:
+        style = {"ncols": len(labels), "frameon": False, "labelcolor": SOFT, "fontsize": 10.5, "handletextpad": 0.1}
+        head.legend(handles, labels, loc="center right", **style)
     partial = path.with_name(path.name + ".partial")
     figure.savefig(partial, dpi=130, format="png")
     partial.replace(path)
@@ -53,25 +58,25 @@ def draw(found: Findings, path: Path) -> None:
 def _curves(place: Any, found: Findings) -> None:
     """Share of the words that fall out at every p: exact, for a word is lost exactly from its own p down."""
     rest = np.geomspace(*TAIL, 240)  # 1 − p
-    classes = [name for name in found.shares if name.startswith("words said ")]
+    classes = [name for name in found.shares if name.startswith("said ")]
     shades = dict(zip(classes, _shades(len(classes)), strict=True))
     marked = {CHECKED + "required": COLOURS[3], LEXICON: COLOURS[2], ALL: INK}
     for name in [*classes, *(name for name in marked if name in found.shares)]:
         before = np.sort(found.groups[name].before)
         lost = 1 - np.searchsorted(before, 1 - rest) / len(before)
-        style = {"linewidth": 2.4 if name in marked else 1.5, "linestyle": "-" if name in (ALL, *classes) else "--"}
-        place.plot(rest, np.where(lost > 0, lost, np.nan), color=marked.get(name) or shades[name], label=name, **style)
+        style: dict[str, Any] = {"linewidth": 2.4 if name in marked else 1.5, "linestyle": "-" if name in (ALL, *classes) else "--"}
+        style |= {"color": marked.get(name) or shades[name], "label": name if lost[0] > 0 else f"{name}: none"}
+        place.plot(rest, np.where(lost > 0, lost, np.nan), **style)
     assert found.advice is not None
     if found.advice.top_p < 1.0:
         place.axvline(1 - found.advice.top_p, color=COLOURS[0], linewidth=1.2, alpha=0.8)
         place.annotate(
             f"p = {found.advice.top_p:g}",
-            (1 - found.advice.top_p, 1),
-            (5, -4),
+            (1 - found.advice.top_p, 0),
+            (5, 6),
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
             color=COLOURS[0],
-            va="top",
             size=9,
         )
     place.set(xscale="log", yscale="log", xlim=TAIL, ylim=(LEAST, 1.0))
@@ -79,7 +84,7 @@ def _curves(place: Any, found: Findings) -> None:
     _percent(place.yaxis)
     place.set(xlabel="p", ylabel=f"share of the words of {found.source}")
     place.set_title("Words that fall out", loc="left", weight="bold")
-    place.legend(fontsize=8.5, frameon=False, loc="lower left", labelcolor=SOFT)
+    place.legend(fontsize=8.5, loc="upper right", labelcolor=SOFT, edgecolor="white", framealpha=0.9)
 
 
 def _sizes(place: Any, found: Findings) -> None:
@@ -91,14 +96,15 @@ def _sizes(place: Any, found: Findings) -> None:
         sizes = [found.own.sizes[at == position, column] for position in range(last)]
         if column == found.column:
             low, high = (np.array([np.quantile(own, share) for own in sizes]) for share in (0.1, 0.9))
-            place.fill_between(range(last), low, high, color=colour, alpha=0.16, linewidth=0)
+            place.fill_between(range(last), low, high, color=colour, alpha=0.1, linewidth=0)
         style = {"linewidth": 2.4 if column == found.column else 1.5, "color": colour}
-        place.plot(range(last), [own.mean() for own in sizes], label=f"p = {p:g}", **style)
+        place.plot(range(last), [own.mean() for own in sizes], **style)
     place.set(yscale="log", xlabel="position in the reply", ylabel="candidates", xlim=(0, max(last - 1, 1)))
-    place.yaxis.set_major_formatter("{x:,.0f}")
+    top = place.get_ylim()[1]
+    ticks = [number * 10**power for power in range(6) for number in (1, 2, 5) if number * 10**power < top]
+    place.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
+    place.set_yticks([], minor=True)
     place.set_title("Size of the sets along the teacher's replies", loc="left", weight="bold")
-    if masses:
-        place.legend(fontsize=8.5, frameon=False, loc="upper right", ncols=2, labelcolor=SOFT)
 
 
 def _grid(place: Any, found: Findings) -> None:
@@ -138,8 +144,6 @@ def _groups(place: Any, found: Findings) -> None:
     place.set(xscale="log", xlim=(LEAST * 0.8, 1.0))
     _percent(place.xaxis, least=True)
     place.set_title("Words lost by kind", loc="left", weight="bold")
-    if masses:
-        place.legend(fontsize=8.5, frameon=False, loc="upper right", labelcolor=SOFT, handletextpad=0.2)
 
 
 def _shades(count: int) -> list[Any]:

@@ -173,7 +173,7 @@ def by_group(
     groups = {ALL: every}
     classes = np.array([frequency_class(corpus.get(word, 1)) for word in every.words])
     for name in sorted(set(classes), key=lambda name: int(name.split("–")[0].replace(",", ""))):
-        groups[f"words said {name} times"] = every.chosen(classes == name)
+        groups[f"said {name} times"] = every.chosen(classes == name)
     for tag in sorted({tag for prompt in prompts for tag in prompt.tags}):
         groups[tag] = every.chosen(np.array([tag in prompts[which].tags for which in every.prompts], dtype=np.bool_))
     for field in fields(Checks):

@@ -101,7 +101,8 @@ def lengths(found: Lengths, context: int, budget: int) -> str:
 
 def sets(found: Findings) -> str:
     """A line for each p: sizes and mass of the sets along the teacher's replies, and how whole replies fare."""
-    lines = [["p", "candidates", "median", "95 %", "largest", "mass kept", "−log P(stays inside)", "replies whole"]]
+    heads = ["p", "candidates", "median", "95 %", "largest", "mass kept", "−Σ log Z", "−log P(stays inside)", "replies whole"]
+    lines = [heads]
     for place, p in enumerate(found.grid.masses):
         sizes = found.own.sizes[:, place]
         middle, high = np.quantile(sizes, [0.5, 0.95])
@@ -114,13 +115,14 @@ def sets(found: Findings) -> str:
                 f"{high:,.0f}",
                 f"{sizes.max():,}",
                 f"{found.kept.value[place, -1]:.4f}",
-                "" if stay is None else f"{stay.value:.2f}±{stay.value - stay.low:.2f}",
+                f"{-found.own.log_kept[:, place, -1].mean():.2f}",
+                "–" if stay is None else f"{stay.value:.2f}±{stay.value - stay.low:.2f}",
                 f"{found.basis.whole(p, found.grid.widths[-1]).mean():.1%}",
             ]
         )
     said = (
-        f"Sizes and mass along the teacher's replies; −log P in nats a reply, by walks inside the sets; whole: share of "
-        f"{found.source} that never leave the sets."
+        f"Sizes, mass and −Σ log Z (nats a reply) along the teacher's replies; −log P in nats a reply, by walks inside "
+        f"the sets (identity 4b); whole: share of {found.source} that never leave the sets."
     )
     return f"## Candidate sets\n\n{aligned(lines, markdown=True)}\n\n{said}"
 
@@ -222,6 +224,7 @@ def figures(found: Findings) -> list[dict[str, Any]]:
         add("mean_candidates", sizes.mean(), top_p=p)
         for share in (0.5, 0.95):
             add("candidates", np.quantile(sizes, share), top_p=p, quantile=share)
+        add("minus_sum_log_z", -found.own.log_kept[:, place, -1].mean(), top_p=p)
         add("replies_whole", found.basis.whole(p, grid.widths[-1]).mean(), top_p=p)
         if p in found.stay:
             add("minus_log_p_stays_inside", found.stay[p], top_p=p)
