@@ -85,7 +85,8 @@ def _guarded(command: str, words: list[str]) -> int:
     except (DivergedError, FailedCells, Differs, UnavailableError) as error:
         return _say(str(error), 1)
     except KeyboardInterrupt:
-        return _say("stopped; the same command goes on where it stopped", 1)
+        after = "what was printed stands" if command == "coverage" else "the same command goes on where it stopped"
+        return _say(f"stopped; {after}", 1)
     return 0
 
 

@@ -54,8 +54,8 @@ def tokens_of(text: str, teacher: Teacher) -> list[int]:
 
 def end_of(teacher: Teacher) -> int:
     """The token that ends a text: the tokenizer's own where the teacher knows it, else the first of the teacher's."""
-    own = getattr(getattr(teacher, "tokenizer", None), "eos_token_id", None)
-    return own if own in teacher.eos_ids else min(teacher.eos_ids)
+    own: int | None = getattr(getattr(teacher, "tokenizer", None), "eos_token_id", None)
+    return min(teacher.eos_ids) if own is None or own not in teacher.eos_ids else own
 
 
 class Recital:

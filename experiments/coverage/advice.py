@@ -81,7 +81,7 @@ def mass_kept(side: Side, weights: Floats) -> Shares:
     prompts = weights.shape[1]
     part = np.zeros((prompts, *side.kept.shape[1:]))
     np.add.at(part, side.prompts, side.kept)
-    return ratio(part, np.bincount(side.prompts, side.lengths, prompts), weights)
+    return ratio(part, np.bincount(side.prompts, side.lengths, prompts).astype(np.float64), weights)
 
 
 def mass_cut(side: Side, weights: Floats) -> Shares:
@@ -89,15 +89,17 @@ def mass_cut(side: Side, weights: Floats) -> Shares:
     prompts = weights.shape[1]
     part = np.zeros((prompts, *side.kept.shape[1:]))
     np.add.at(part, side.prompts, side.kept[..., -1:] - side.kept)
-    return ratio(part, np.bincount(side.prompts, side.lengths, prompts), weights)
+    return ratio(part, np.bincount(side.prompts, side.lengths, prompts).astype(np.float64), weights)
 
 
 def advise(guarded: Mapping[str, Shares], cut: Shares, grid: Grid, limits: Limits) -> Advice:
     """The smallest p, and there the smallest K, that lose no more than they may.
 
     p: of every guarded group the share of words lost, without a cut, is at most `limits.words` at the upper end of its
-    interval. K: the mean mass cut is at most `limits.cut`, and the words lost are still within their limit, at the upper
-    ends; V cuts nothing, so that some K always is. Where no p fits, the largest is named, and that it does not fit.
+    interval. K: the mean mass cut is at most `limits.cut`, and the words lost are still within their limit, both at
+    the upper ends; V cuts nothing, so that some K always fits. Where no p does, the largest is named, and said so.
+
+    Source: own derivation.
 
     Args:
         guarded: what must not be lost, by name; groups with an occurrence.
@@ -124,7 +126,9 @@ def advise(guarded: Mapping[str, Shares], cut: Shares, grid: Grid, limits: Limit
         for place in range(len(grid.widths))  # the last one cuts nothing
         if cut.high[p, place] <= limits.cut and (not fitting or worst(p, place)[0] <= limits.words)
     )
-    reason += f"; K = {grid.widths[width]:,} cuts {percent(cut.at(p, width))} of the mass, of {100 * limits.cut:g} % that it may"
+    reason += (
+        f"; K = {grid.widths[width]:,} cuts {percent(cut.at(p, width))} of the mass, {100 * limits.cut:g} % may be cut"
+    )
     return Advice(grid.masses[p], grid.widths[width], reason, bool(fitting))
 
 

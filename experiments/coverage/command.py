@@ -16,8 +16,20 @@ from envs.errors import InputError
 from envs.prompts import Prompt, load_prompts
 from envs.teachers import Teacher, load_teacher
 from experiments.config import WARM_START_NAME, CompareConfig, LoadConfig
+from experiments.cost import check_price
 from experiments.coverage import advice, tables
-from experiments.coverage.survey import ALL, CHECKED, LEXICON, Found, Grid, Side, by_group, spellings, survey, word_counts
+from experiments.coverage.survey import (
+    ALL,
+    CHECKED,
+    LEXICON,
+    Found,
+    Grid,
+    Side,
+    by_group,
+    spellings,
+    survey,
+    word_counts,
+)
 from experiments.coverage.tables import Cost, Findings, Lengths
 from experiments.coverage.words import read_lexicon
 from experiments.evaluate import ROWS, Rule
@@ -90,6 +102,37 @@ def coverage(config: CoverageConfig) -> Iterator[str]:
     every = load_prompts(config.prompts, skip_bad=config.skip_bad, prompt_format=config.prompt_format)
     prompts, ids = fitting(every, teacher, config)
     grid = grid_of(config, teacher)
+    given = references_of(prompts, ids, teacher)
+    drawn, speed = replies_of(teacher, ids, config)
+    ended = [reply[-1] in teacher.eos_ids for reply in drawn]
+    lengths = Lengths([len(text) for text in ids], [len(r) for _, r in given], [len(r) for r in drawn], ended)
+    yield tables.lengths(lengths, teacher.context_limit, config.max_new_tokens)
+    own = survey(teacher, ids, list(enumerate(drawn)), grid, "the teacher's replies")
+    basis = survey(teacher, ids, given, grid, "references") if given else own
+    weights = advice.draws(len(prompts), config.seed)
+    groups = grouped(basis, own, teacher, prompts, every, lexicon)
+    shares = {name: advice.lost(part, grid, weights) for name, part in groups.items() if len(part)}
+    if ALL not in shares:
+        raise InputError("no word stands in any reply; is the teacher one of text? Give other prompts, or references")
+    found = Findings(config.teacher, grid, len(prompts), lengths, own, basis, groups, shares)
+    found.kept, found.cut = advice.mass_kept(own, weights), advice.mass_cut(own, weights)
+    if lexicon:
+        found.missing = [word for word in lexicon if word.lower() not in groups[LEXICON].words]
+    yield tables.words_by_width(found)
+    yield tables.words_by_group(found)
+    found.stay = stay_inside(teacher, ids, config, grid)
+    yield tables.sets(found)
+    guarded = {name: shares[name] for name in GUARDED if name in shares}
+    found.advice = advice.advise(guarded, found.cut, grid, advice.Limits(config.max_lost_words, config.max_cut))
+    yield tables.lost_words(found)
+    found.cost = cost_of(config, found, teacher, speed)
+    yield tables.costs(found)
+    yield tables.recommendation(found)
+    yield write_all(found, config)
+
+
+def replies_of(teacher: Teacher, ids: list[list[int]], config: CoverageConfig) -> tuple[list[list[int]], float]:
+    """A reply of the teacher's to each prompt, from its full softmax, and how many tokens a second it wrote."""
     begin = time.perf_counter()
     drawn = decode(
         teacher,
@@ -101,42 +144,7 @@ def coverage(config: CoverageConfig) -> Iterator[str]:
         vocabulary=teacher.vocab_size,
         progress="the teacher's replies",
     )
-    speed = sum(map(len, drawn)) / (time.perf_counter() - begin)
-    given = references_of(prompts, ids, teacher)
-    ended = [reply[-1] in teacher.eos_ids for reply in drawn]
-    lengths = Lengths([len(text) for text in ids], [len(r) for _, r in given], [len(r) for r in drawn], ended)
-    yield tables.lengths(lengths, teacher.context_limit, config.max_new_tokens)
-    own = survey(teacher, ids, list(enumerate(drawn)), grid, "the teacher's replies")
-    references = survey(teacher, ids, given, grid, "references") if given else None
-    weights = advice.draws(len(prompts), config.seed)
-    basis = own if references is None else references
-    groups = grouped(basis, own, teacher, prompts, every, lexicon)
-    found = Findings(
-        config.teacher,
-        grid,
-        len(prompts),
-        lengths,
-        own,
-        basis,
-        basis is not own,
-        groups,
-        shares={name: advice.lost(part, grid, weights) for name, part in groups.items() if len(part)},
-        kept=advice.mass_kept(own, weights),
-        cut=advice.mass_cut(own, weights),
-        missing=[word for word in lexicon if word.lower() not in set(groups[LEXICON].words)] if lexicon else [],
-    )
-    yield tables.words_by_width(found)
-    yield tables.words_by_group(found)
-    found.stay.update(stay_inside(teacher, ids, config, grid))
-    yield tables.sets(found)
-    limits = advice.Limits(config.max_lost_words, config.max_cut)
-    guarded = {name: found.shares[name] for name in GUARDED if name in found.shares}
-    found.advice = advice.advise(guarded, found.cut, grid, limits)
-    yield tables.lost_words(found)
-    found.cost = cost_of(config, found, teacher, speed)
-    yield tables.costs(found)
-    yield tables.recommendation(found)
-    yield write_all(found, config)
+    return drawn, sum(map(len, drawn)) / (time.perf_counter() - begin)
 
 
 def check(config: CoverageConfig) -> None:
@@ -152,6 +160,7 @@ def check(config: CoverageConfig) -> None:
             raise InputError(f"{name} = {value} is below 1")
     if config.walks < 0:
         raise InputError(f"walks = {config.walks} is below 0; 0 walks none")
+    check_price(config.price)
     for name in ("max_lost_words", "max_cut"):
         if not 0.0 <= (value := getattr(config, name)) <= 1.0:
             raise InputError(f"{name} = {value:g} is outside [0, 1]; it is a share, 0.01 is one in a hundred")
@@ -165,14 +174,13 @@ def grid_of(config: CoverageConfig, teacher: Teacher) -> Grid:
     return Grid(tuple(sorted(set(config.top_p))), (*sorted(widths), teacher.vocab_size))
 
 
-def fitting(
-    every: list[Prompt], teacher: Teacher, config: CoverageConfig
-) -> tuple[list[Prompt], list[list[int]]]:
+def fitting(every: list[Prompt], teacher: Teacher, config: CoverageConfig) -> tuple[list[Prompt], list[list[int]]]:
     """The first `count` prompts that leave room for a reply, and their tokens.
 
     Raises: InputError: one that does not, unless such are left out, or none that does.
     """
-    prompts, ids, limit = [], [], teacher.context_limit - 1
+    prompts, ids = list[Prompt](), list[list[int]]()
+    limit = teacher.context_limit - 1
     for prompt in every:
         if len(prompts) == config.count:
             break
@@ -213,9 +221,7 @@ def grouped(
     return by_group(basis, texts, prompts, corpus, lexicon)
 
 
-def stay_inside(
-    teacher: Teacher, ids: list[list[int]], config: CoverageConfig, grid: Grid
-) -> dict[float, Estimate]:
+def stay_inside(teacher: Teacher, ids: list[list[int]], config: CoverageConfig, grid: Grid) -> dict[float, Estimate]:
     """−log P(the teacher never leaves its sets) of a prompt, nats, by walks inside them; p -> mean over prompts.
 
     Sets are cut to the widest K that was asked for.
@@ -256,7 +262,5 @@ def cost_of(config: CoverageConfig, found: Findings, teacher: Teacher, speed: fl
     return Cost(speed, tokens, candidates, 1 + candidates * (token + 2), planned, config.price)
 
 
-SHARED = (
-    "teacher seeds updates episodes batch_size max_new_tokens agents teacher_dtype trust_remote_code".split()
-)
+SHARED = "teacher seeds updates episodes batch_size max_new_tokens agents teacher_dtype trust_remote_code".split()
 """Settings that the planned run has of this command."""

@@ -20,11 +20,12 @@ REACHED = 0.1  # share of replies that must still go on where sizes are drawn
 def draw(found: Findings, path: Path) -> None:
     """Words lost against p, sizes along the reply, words lost at each p and K, kinds of words."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(13.5, 9.6), layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.14, h_pad=0.12)
+    figure = Figure(figsize=(13.5, 9.6), layout=ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.12), facecolor="white")
     # Each row is laid out by itself, for the names below are long.
-    head, upper, lower = figure.subfigures(3, 1, height_ratios=[0.09, 1, 1])
+    parts: Any = figure.subfigures(3, 1, height_ratios=[0.09, 1, 1])
+    head, upper, lower = parts
     (first, second), (third, fourth) = upper.subplots(1, 2), lower.subplots(1, 2)
     _curves(first, found)
     _sizes(second, found)
@@ -64,7 +65,10 @@ def _curves(place: Any, found: Findings) -> None:
     for name in [*classes, *(name for name in marked if name in found.shares)]:
         before = np.sort(found.groups[name].before)
         lost = 1 - np.searchsorted(before, 1 - rest) / len(before)
-        style: dict[str, Any] = {"linewidth": 2.4 if name in marked else 1.5, "linestyle": "-" if name in (ALL, *classes) else "--"}
+        style: dict[str, Any] = {
+            "linewidth": 2.4 if name in marked else 1.5,
+            "linestyle": "-" if name in (ALL, *classes) else "--",
+        }
         style |= {"color": marked.get(name) or shades[name], "label": name if lost[0] > 0 else f"{name}: none"}
         place.plot(rest, np.where(lost > 0, lost, np.nan), **style)
     assert found.advice is not None
@@ -92,7 +96,7 @@ def _sizes(place: Any, found: Findings) -> None:
     at = found.own.positions
     last = int((np.bincount(at) >= REACHED * len(found.own.replies)).sum())
     masses = [(column, p) for column, p in enumerate(found.grid.masses) if p < 1.0]
-    for (column, p), colour in zip(masses, _shades(len(masses)), strict=True):
+    for (column, _), colour in zip(masses, _shades(len(masses)), strict=True):
         sizes = [found.own.sizes[at == position, column] for position in range(last)]
         if column == found.column:
             low, high = (np.array([np.quantile(own, share) for own in sizes]) for share in (0.1, 0.9))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.coverage import draw, tables
@@ -63,7 +62,7 @@ def page(found: Findings, picture: bytes) -> str:
 
 
 def _style() -> str:
-    return (Path(HERE) / "page.css").read_text(encoding="utf-8")
+    return (HERE / "page.css").read_text(encoding="utf-8")
 
 
 def _image(picture: bytes) -> str:

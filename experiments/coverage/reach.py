@@ -1,13 +1,13 @@
 """How far down the teacher's order a taken token stands: from this alone, what every p and every K would lose.
 
-Let the tokens of a state stand in the order of equation (1), c_r the mass of the first r of them. A token of rank r is in
-A_p, cut to K candidates, exactly if
+Let the tokens of a state stand in the order of equation (1), c_r the mass of the first r of them. A token of rank r is
+in A_p, cut to K candidates, exactly if
 
     c_{r−1} < p  and  r ≤ K,   or p = 1
 
 because A_p is the shortest prefix whose mass reaches p: it goes on past r − 1 tokens as long as these fall short of it.
-So c_{r−1} is the largest p that loses the token, and r the smallest K that keeps it. A word is kept if all of its tokens
-are: the largest c_{r−1} and the largest r of its tokens are the word's own.
+So c_{r−1} is the largest p that loses the token, and r the smallest K that keeps it. A word is kept if all of its
+tokens are: the largest c_{r−1} and the largest r of its tokens are the word's own.
 
 Source: own derivation from equation (1) of the design.
 """
@@ -48,8 +48,8 @@ def inside(before: Any, rank: Any, p: float, width: int) -> Any:
 def reach(logp: Tensor, tokens: Tensor, masses: Sequence[float], widths: Sequence[int]) -> Reach:
     """Where the tokens taken stand, and how large every set is.
 
-    The sets of all masses below 1 are prefixes of the widest of them, which is looked up once (`envs.candidates.top_p`);
-    tokens outside it are compared with their whole row.
+    The sets of all masses below 1 are prefixes of the widest of them, which `envs.candidates.top_p` finds; tokens
+    outside it are compared with their whole row.
 
     Args:
         logp: (N, V) log-probabilities, nats; −∞ allowed.
@@ -77,7 +77,7 @@ def reach(logp: Tensor, tokens: Tensor, masses: Sequence[float], widths: Sequenc
 
 
 def _places(logp: Tensor, tokens: Tensor, ids: Tensor, mask: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
-    """c_{r−1} and r of the tokens taken; by the sets' own sums where they hold the token, so that rounding is theirs."""
+    """c_{r−1} and r of the tokens taken; from the sums of the widest set where it holds them, to round as it does."""
     among = (ids == tokens[:, None]) & mask
     place = among.to(torch.uint8).argmax(-1)
     until = torch.nn.functional.pad(mass, (1, 0))  # (N, widest + 1): the mass of the first r − 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.cost import price_of_million
-from experiments.coverage.advice import Advice, Shares, percent
+from experiments.coverage.advice import Advice, Shares
 from experiments.coverage.survey import ALL, Found, Grid, Side
 from experiments.report import aligned
 from experiments.statistics import Estimate
@@ -53,13 +54,12 @@ class Findings:
     prompts: int
     lengths: Lengths
     own: Side  # the teacher's replies
-    basis: Side  # what the words are taken from: the references, or the same
-    by_reference: bool
+    basis: Side  # what the words are taken from: the references, or the same where there are none
     groups: dict[str, Found]
     shares: dict[str, Shares]  # of those groups that have an occurrence
-    kept: Shares
-    cut: Shares
-    missing: list[str]  # words of the lexicon that do not occur
+    kept: Shares = field(init=False)
+    cut: Shares = field(init=False)
+    missing: list[str] = field(default_factory=list)  # words of the lexicon that do not occur
     stay: dict[float, Estimate] = field(default_factory=dict)
     advice: Advice | None = None
     cost: Cost | None = None
@@ -67,7 +67,7 @@ class Findings:
     @property
     def source(self) -> str:
         """What the words are taken from."""
-        return "the references" if self.by_reference else "the teacher's own replies"
+        return "the references" if self.basis is not self.own else "the teacher's own replies"
 
     @property
     def column(self) -> int:
@@ -93,15 +93,26 @@ def lengths(found: Lengths, context: int, budget: int) -> str:
             own = f"{len(values):,} {fmean(values):,.1f} {middle:,.0f} {high:,.0f} {max(values):,}".split()
             lines.append([name, *own])
     going = 1 - fmean(found.ended)
-    said = f"The context holds {context:,} tokens. {going:.1%} of the teacher's replies go on after {budget} tokens"
+    said = f"The context holds {context:,} tokens. {100 * going:.1f} % of the teacher's replies go on after {budget}"
     if found.references:
-        said += f", {fmean(length > budget for length in found.references):.1%} of the references are longer"
+        longer = 100 * fmean(length > budget for length in found.references)
+        said += f", {longer:.1f} % of the references are longer"
     return f"## Lengths\n\n{aligned(lines, markdown=True)}\n\n{said} (max_new_tokens)."
 
 
 def sets(found: Findings) -> str:
     """A line for each p: sizes and mass of the sets along the teacher's replies, and how whole replies fare."""
-    heads = ["p", "candidates", "median", "95 %", "largest", "mass kept", "−Σ log Z", "−log P(stays inside)", "replies whole"]
+    heads = [
+        "p",
+        "candidates",
+        "median",
+        "95 %",
+        "largest",
+        "mass kept",
+        "−Σ log Z",
+        "−log P(stays inside)",
+        "replies whole",
+    ]
     lines = [heads]
     for place, p in enumerate(found.grid.masses):
         sizes = found.own.sizes[:, place]
@@ -115,9 +126,9 @@ def sets(found: Findings) -> str:
                 f"{high:,.0f}",
                 f"{sizes.max():,}",
                 f"{found.kept.value[place, -1]:.4f}",
-                f"{-found.own.log_kept[:, place, -1].mean():.2f}",
-                "–" if stay is None else f"{stay.value:.2f}±{stay.value - stay.low:.2f}",
-                f"{found.basis.whole(p, found.grid.widths[-1]).mean():.1%}",
+                f"{abs(found.own.log_kept[:, place, -1].mean()):.2f}",
+                "–" if stay is None else _with_half(stay),
+                f"{found.basis.whole(p, found.grid.widths[-1]).mean() * 100:.1f} %",
             ]
         )
     said = (
@@ -127,19 +138,37 @@ def sets(found: Findings) -> str:
     return f"## Candidate sets\n\n{aligned(lines, markdown=True)}\n\n{said}"
 
 
+def _with_half(found: Estimate) -> str:
+    """A mean with half of its interval, which one prompt alone does not give."""
+    half = found.value - found.low
+    return f"{found.value:.2f}" if math.isnan(half) else f"{found.value:.2f}±{half:.2f}"
+
+
 def words_by_width(found: Findings) -> str:
     """Words lost at every p and K."""
     shares, every = found.shares[ALL], range(len(found.grid.widths))
-    lines = [["p", *(f"K = {found.width(k)}" if k == 0 else found.width(k) for k in every), "95 % interval"]]
+    lines = [
+        ["p", *(f"K = {found.width(k)}" if k == 0 else found.width(k) for k in every), "95 % interval", "words gone"]
+    ]
+    gone = words_gone(found.groups[ALL], found.grid)
     for place, p in enumerate(found.grid.masses):
         whole = shares.at(place)
         cells = [f"{100 * shares.value[place, k]:.2f} %" for k in every]
-        lines.append([f"{p:g}", *cells, f"{100 * whole.low:.2f}–{100 * whole.high:.2f}"])
+        lines.append([f"{p:g}", *cells, f"{100 * whole.low:.2f}–{100 * whole.high:.2f}", f"{gone[place]:,}"])
     said = (
         f"Share of the {len(found.groups[ALL]):,} words of {found.source} that fall out: any of a word's tokens is no "
-        f"candidate where it stands. The interval, over {found.prompts:,} prompts, is that without a limit."
+        f"candidate where it stands. Without a limit: the interval, over {found.prompts:,} prompts, and how many of "
+        f"{len(set(found.groups[ALL].words)):,} different words are gone, falling out wherever they stand."
     )
     return f"## Words lost at each p and K\n\n{aligned(lines, markdown=True)}\n\n{said}"
+
+
+def words_gone(words: Found, grid: Grid) -> list[int]:
+    """Different words that fall out at every occurrence, at each p without a limit on K."""
+    least: dict[str, float] = {}
+    for word, before in zip(words.words, words.before.tolist(), strict=True):
+        least[word] = min(before, least.get(word, before))
+    return [0 if p == 1.0 else sum(before >= p for before in least.values()) for p in grid.masses]
 
 
 def words_by_group(found: Findings) -> str:
@@ -147,12 +176,14 @@ def words_by_group(found: Findings) -> str:
     masses = [(place, p) for place, p in enumerate(found.grid.masses) if p < 1.0]
     lines = [["group", "words", *(f"p = {p:g}" for _, p in masses)]]
     for name, shares in found.shares.items():
-        cells = [f"{e.value * 100:.2f} ({e.low * 100:.2f}–{e.high * 100:.2f})" for e in (shares.at(k) for k, _ in masses)]
+        cells = [
+            f"{e.value * 100:.2f} ({e.low * 100:.2f}–{e.high * 100:.2f})" for e in (shares.at(k) for k, _ in masses)
+        ]
         lines.append([name, f"{len(found.groups[name]):,}", *cells])
     said = (
         "Per cent with 95 % intervals over prompts, without a limit on K; an interval of nothing lost among few words "
-        "says little. `said n times`: in the references of all prompts and the teacher's replies; `checks`: what a good "
-        "reply must contain."
+        "says little. `said n times`: in the references of all prompts and the teacher's replies; `checks`: what a "
+        "good reply must contain."
     )
     if found.missing:
         said += f" Of the lexicon, {found.source} never have: {', '.join(found.missing)}."
@@ -165,11 +196,11 @@ def lost_words(found: Findings) -> str:
     every = found.groups[ALL]
     while place and not every.lost(found.grid)[:, place, -1].any():
         place -= 1
-    lines = [["word", "occurs", "falls out", "share", "kept whole from p"]]
+    lines = [["word", "occurs", "falls out", "share", "largest p that loses it"]]
     lines += [[f"`{word}`", *cells] for word, *cells in most_lost(every, found.grid, place)]
     if len(lines) == 1:
         return "## Words lost most often\n\nNo word falls out at any p that was looked at."
-    said = f"At p = {found.grid.masses[place]:g}; the last column: no occurrence falls out at a larger p."
+    said = f"At p = {found.grid.masses[place]:g}; at any p above the last column no occurrence falls out."
     return f"## Words lost most often\n\n{aligned(lines, markdown=True)}\n\n{said}"
 
 
@@ -181,8 +212,8 @@ def most_lost(words: Found, grid: Grid, place: int) -> list[list[str]]:
         own = count.setdefault(word, [0, 0, 0.0])
         own[0], own[1], own[2] = own[0] + 1, own[1] + lost, max(own[2], before)
     order = sorted((word for word, own in count.items() if own[1]), key=lambda w: (-count[w][1], count[w][0], w))
-    rows = [(word, *count[word]) for word in order[:SHOWN]]
-    return [[word, f"{n:,.0f}", f"{lost:,.0f}", f"{lost / n:.1%}", f"{p:.4f}"] for word, n, lost, p in rows]
+    rows = [(word, count[word]) for word in order[:SHOWN]]
+    return [[word, f"{n:,.0f}", f"{lost:,.0f}", f"{100 * lost / n:.0f} %", f"{p:.4f}"] for word, (n, lost, p) in rows]
 
 
 def costs(found: Findings) -> str:
@@ -190,14 +221,16 @@ def costs(found: Findings) -> str:
     cost = found.cost
     assert cost is not None and found.advice is not None
     said = [
-        f"the teacher writes {cost.tokens:,.0f} tokens, at the {cost.tokens_per_second:,.0f} tokens/s that it wrote here "
-        f"{60 * cost.hours:,.1f} minutes",
+        f"the teacher writes {cost.tokens:,.0f} tokens, which at the {cost.tokens_per_second:,.0f} tokens/s that it "
+        f"reached here takes {60 * cost.hours:,.1f} minutes",
         f"a state has {cost.candidates:.1f} candidates, a stored token {cost.bytes_per_token:.0f} bytes, all of them "
         f"{cost.bytes_per_token * cost.tokens / 1e6:,.1f} MB (prompts apart)",
     ]
     if cost.price is not None:
         million = price_of_million(cost.price, cost.tokens_per_second)
-        said.append(f"a million of the teacher's tokens cost {million:,.2f}, those above {cost.price * cost.hours:,.2f}")
+        said.append(
+            f"a million of the teacher's tokens cost {million:,.2f}, those above {cost.price * cost.hours:,.2f}"
+        )
     heading = f"## Cost at p = {found.advice.top_p:g}, K = {found.advice.max_candidates:,}"
     return "\n\n".join([heading, "\n\n".join(said), cost.planned])
 
@@ -217,14 +250,17 @@ def figures(found: Findings) -> list[dict[str, Any]]:
 
     def add(name: str, value: float | Estimate, **where: Any) -> None:
         own = {"value": value} if not isinstance(value, Estimate) else vars(value)
-        rows.append({"name": name, **{key: float(number) for key, number in own.items()}, **where})
+        known = {key: float(number) for key, number in own.items() if not math.isnan(number)}
+        rows.append({"name": name, **known, **where})
 
+    gone = words_gone(found.groups[ALL], grid)
     for place, p in enumerate(grid.masses):
         sizes = found.own.sizes[:, place]
+        add("words_gone", gone[place], top_p=p)
         add("mean_candidates", sizes.mean(), top_p=p)
         for share in (0.5, 0.95):
             add("candidates", np.quantile(sizes, share), top_p=p, quantile=share)
-        add("minus_sum_log_z", -found.own.log_kept[:, place, -1].mean(), top_p=p)
+        add("minus_sum_log_z", abs(found.own.log_kept[:, place, -1].mean()), top_p=p)
         add("replies_whole", found.basis.whole(p, grid.widths[-1]).mean(), top_p=p)
         if p in found.stay:
             add("minus_log_p_stays_inside", found.stay[p], top_p=p)
@@ -250,4 +286,3 @@ def figures(found: Findings) -> list[dict[str, Any]]:
         add("recommended_max_candidates", found.advice.max_candidates)
         add("within_limits", found.advice.met)
     return rows
-

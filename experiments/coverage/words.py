@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
+from os.path import commonprefix
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +40,8 @@ def spelling(reply: Sequence[int], decode: Callable[[Sequence[int]], str], silen
             ranges.append((len(text), len(text)))
             continue
         longer = decode(reply[: place + 1])
-        begin = min(len(text), max(len(longer) - 1, 0))
+        same = len(text) if longer.startswith(text) else len(commonprefix([text, longer]))
+        begin = min(same, max(len(longer) - 1, 0))  # a token that ends a character begun before changes it
         ranges.append((begin, len(longer)))
         text = longer
     return Spelling(text, ranges)
@@ -89,6 +91,6 @@ def _check_spelt(word: str, where: str, teacher: Teacher) -> None:
         raise InputError(f"{where}: {error}") from error
     if not ids or unknown in ids:
         raise InputError(
-            f"{where}: the tokens of {teacher.name!r} cannot spell {word!r}; write it as its texts have it, or take the "
-            "line out"
+            f"{where}: the tokens of {teacher.name!r} cannot spell {word!r}; write it as its texts have it, or take "
+            "the line out"
         )
