@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.coverage.survey import Floats, Found, Grid, Side
+from experiments.coverage.survey import ALL, Floats, Found, Grid, Side
 from experiments.statistics import Estimate
 
 REPETITIONS = 1000
@@ -112,24 +112,23 @@ def advise(guarded: Mapping[str, Shares], cut: Shares, grid: Grid, limits: Limit
 
     def said_at(p: int) -> str:
         name = worst(p)[1]
-        return f"{percent(guarded[name].at(p))} of the words fall out ({name}) at p = {grid.masses[p]:g}"
+        return f"{percent(guarded[name].at(p))} of {name if name == ALL else repr(name)}"
 
     fitting = [place for place in range(len(grid.masses)) if worst(place)[0] <= limits.words]
     p = fitting[0] if fitting else len(grid.masses) - 1
-    reason = f"{said_at(p)}, {'at most' if fitting else 'more than'} the {100 * limits.words:g} % that may"
+    limit = f"{'within' if fitting else 'beyond'} the limit of {100 * limits.words:g} %"
+    reason = f"At p = {grid.masses[p]:g} {said_at(p)} fall out, {limit}"
     if fitting and p:
-        reason += f", {said_at(p - 1)}"
+        reason += f"; at p = {grid.masses[p - 1]:g} {said_at(p - 1)}"
     if grid.masses[p] == 1.0:
-        return Advice(1.0, grid.widths[-1], f"{reason}; p = 1 keeps the whole vocabulary, whatever K", True)
+        return Advice(1.0, grid.widths[-1], f"{reason}. p = 1 keeps the whole vocabulary, whatever K", True)
     width = next(
         place
         for place in range(len(grid.widths))  # the last one cuts nothing
         if cut.high[p, place] <= limits.cut and (not fitting or worst(p, place)[0] <= limits.words)
     )
-    reason += (
-        f"; K = {grid.widths[width]:,} cuts {percent(cut.at(p, width))} of the mass, {100 * limits.cut:g} % may be cut"
-    )
-    return Advice(grid.masses[p], grid.widths[width], reason, bool(fitting))
+    reason += f". K = {grid.widths[width]:,} cuts {percent(cut.at(p, width))} of the mass; the limit is "
+    return Advice(grid.masses[p], grid.widths[width], f"{reason}{100 * limits.cut:g} %", bool(fitting))
 
 
 def percent(found: Estimate) -> str:

@@ -105,8 +105,9 @@ def coverage(config: CoverageConfig) -> Iterator[str]:
     given = references_of(prompts, ids, teacher)
     drawn, speed = replies_of(teacher, ids, config)
     ended = [reply[-1] in teacher.eos_ids for reply in drawn]
-    lengths = Lengths([len(text) for text in ids], [len(r) for _, r in given], [len(r) for r in drawn], ended)
-    yield tables.lengths(lengths, teacher.context_limit, config.max_new_tokens)
+    counts = [len(text) for text in ids], [len(reply) for _, reply in given], [len(reply) for reply in drawn]
+    lengths = Lengths(*counts, ended, teacher.context_limit, config.max_new_tokens)
+    yield tables.lengths(lengths)
     own = survey(teacher, ids, list(enumerate(drawn)), grid, "the teacher's replies")
     basis = survey(teacher, ids, given, grid, "references") if given else own
     weights = advice.draws(len(prompts), config.seed)

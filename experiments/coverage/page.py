@@ -44,6 +44,7 @@ def page(found: Findings, picture: bytes) -> str:
         tables.words_by_width(found),
         tables.words_by_group(found),
         tables.lost_words(found),
+        tables.lengths(found.lengths),
         tables.costs(found),
     ]
     title = f"Before {found.teacher} is distilled: coverage"

@@ -26,6 +26,8 @@ class Lengths:
     references: list[int]
     replies: list[int]
     ended: list[bool]
+    context: int  # tokens that the teacher sees
+    budget: int  # max_new_tokens
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Findings:
         return "no limit" if place == len(self.grid.widths) - 1 else f"{self.grid.widths[place]:,}"
 
 
-def lengths(found: Lengths, context: int, budget: int) -> str:
+def lengths(found: Lengths) -> str:
     """Tokens of the texts, and what the budget and the context cut."""
     lines = [["tokens", "texts", "mean", "median", "95 %", "longest"]]
     for name, values in (
@@ -93,9 +95,10 @@ def lengths(found: Lengths, context: int, budget: int) -> str:
             own = f"{len(values):,} {fmean(values):,.1f} {middle:,.0f} {high:,.0f} {max(values):,}".split()
             lines.append([name, *own])
     going = 1 - fmean(found.ended)
-    said = f"The context holds {context:,} tokens. {100 * going:.1f} % of the teacher's replies go on after {budget}"
+    said = f"The context holds {found.context:,} tokens. After {found.budget} tokens {100 * going:.1f} % of the "
+    said += "teacher's replies go on"
     if found.references:
-        longer = 100 * fmean(length > budget for length in found.references)
+        longer = 100 * fmean(length > found.budget for length in found.references)
         said += f", {longer:.1f} % of the references are longer"
     return f"## Lengths\n\n{aligned(lines, markdown=True)}\n\n{said} (max_new_tokens)."
 
@@ -182,7 +185,7 @@ def words_by_group(found: Findings) -> str:
         lines.append([name, f"{len(found.groups[name]):,}", *cells])
     said = (
         "Per cent with 95 % intervals over prompts, without a limit on K; an interval of nothing lost among few words "
-        "says little. `said n times`: in the references of all prompts and the teacher's replies; `checks`: what a "
+        "says little. Said n times: in the references of all prompts and the teacher's replies; checks: what a "
         "good reply must contain."
     )
     if found.missing:
@@ -197,7 +200,7 @@ def lost_words(found: Findings) -> str:
     while place and not every.lost(found.grid)[:, place, -1].any():
         place -= 1
     lines = [["word", "occurs", "falls out", "share", "largest p that loses it"]]
-    lines += [[f"`{word}`", *cells] for word, *cells in most_lost(every, found.grid, place)]
+    lines += most_lost(every, found.grid, place)
     if len(lines) == 1:
         return "## Words lost most often\n\nNo word falls out at any p that was looked at."
     said = f"At p = {found.grid.masses[place]:g}; at any p above the last column no occurrence falls out."
@@ -241,7 +244,7 @@ def recommendation(found: Findings) -> str:
     assert at is not None
     width = "" if at.top_p == 1.0 else f" --max-candidates {at.max_candidates}"
     said = "" if at.met else " No p that was looked at keeps within the limit: look at larger ones, or raise it."
-    return f"## Recommended\n\n--top-p {at.top_p:g}{width}\n\n{at.reason[:1].upper()}{at.reason[1:]}.{said}"
+    return f"## Recommended\n\n--top-p {at.top_p:g}{width}\n\n{at.reason}.{said}"
 
 
 def figures(found: Findings) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
-from os.path import commonprefix
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,8 +40,11 @@ def spelling(reply: Sequence[int], decode: Callable[[Sequence[int]], str], silen
             ranges.append((len(text), len(text)))
             continue
         longer = decode(reply[: place + 1])
-        same = len(text) if longer.startswith(text) else len(commonprefix([text, longer]))
-        begin = min(same, max(len(longer) - 1, 0))  # a token that ends a character begun before changes it
+        alike = zip(text, longer, strict=False)  # a token that ends a character begun before changes it
+        same = (
+            len(text) if longer.startswith(text) else sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], alike))
+        )
+        begin = min(same, max(len(longer) - 1, 0))
         ranges.append((begin, len(longer)))
         text = longer
     return Spelling(text, ranges)

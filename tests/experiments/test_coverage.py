@@ -160,20 +160,23 @@ def of(high: list[list[float]]) -> Shares:
 def test_the_smallest_p_and_k_within_the_limits_are_recommended() -> None:
     grid, limits = Grid((0.5, 0.9, 0.95, 1.0), (4, 16, 100)), Limits(0.01, 0.001)
     zero = [0.0, 0.0, 0.0]
-    words = of([[0.5, 0.3, 0.3], [0.2, 0.009, 0.008], [0.2, 0.008, 0.004], zero])
+    words = of([[0.5, 0.3, 0.3], [0.2, 0.009, 0.009], [0.2, 0.008, 0.004], zero])
     cut = of([zero, [0.02, 0.0009, 0.0], [0.03, 0.002, 0.0], zero])
     found = advise({"all words": words}, cut, grid, limits)
     assert (found.top_p, found.max_candidates, found.met) == (0.9, 16, True)
-    assert "0.40 % (0.00–0.80) of the words fall out (all words) at p = 0.9" in found.reason
+    assert (
+        "At p = 0.9 0.45 % (0.00–0.90) of all words fall out, within the limit of 1 %; at p = 0.5 25.00 %"
+        in found.reason
+    )
     mine = of([[0.9] * 3, [0.9] * 3, [0.2, 0.2, 0.01], zero])
     found = advise({"all words": words, "lexicon": mine}, cut, grid, limits)
     assert (found.top_p, found.max_candidates) == (0.95, 100)  # at K = 16 the lexicon would lose a fifth
-    assert "(lexicon) at p = 0.9;" in found.reason
+    assert "at p = 0.9 45.00 % (0.00–90.00) of 'lexicon'." in found.reason
     found = advise({"all words": words}, cut, grid, Limits(0.001, 0.001))
     assert found.top_p == 1.0 and found.met and "whole vocabulary" in found.reason
     short = Grid((0.5, 0.9), (4, 16, 100))
     found = advise({"all words": of([[0.5] * 3, [0.2] * 3])}, of([zero, [0.02, 0.0, 0.0]]), short, limits)
-    assert (found.top_p, found.max_candidates, found.met) == (0.9, 16, False) and "more than" in found.reason
+    assert (found.top_p, found.max_candidates, found.met) == (0.9, 16, False) and "beyond the limit" in found.reason
 
 
 def test_words_are_grouped_by_frequency_tag_check_and_lexicon() -> None:
@@ -238,7 +241,7 @@ def test_a_table_teacher_by_the_command(tmp_path: Path, capsys: pytest.CaptureFi
     exact = -np.log(stay_probability(TABLES["toy"](), 0.8, 3)[3][1])
     assert value(found, "minus_log_p_stays_inside", top_p=0.8)["value"] == pytest.approx(exact, abs=0.04)
     assert value(found, "recommended_top_p")["value"] == 1 and "--top-p 1\n" in printed
-    assert "| `3`" in printed and "a table has no weights to plan with" in printed
+    assert "| 3 " in printed and "a table has no weights to plan with" in printed
 
 
 def test_a_model_without_references_is_looked_at_by_its_own_replies(
