@@ -165,7 +165,7 @@ def _masses_below(axis: Any, masses: tuple[float, ...]) -> None:
 
 def _percent(axis: Any, least: bool = False) -> None:
     """Name places on an axis of shares by their per cent."""
-    ticks = {LEAST: "none"} if least else {}
+    ticks = {LEAST: f"≤ {100 * LEAST:g} %"} if least else {}
     ticks |= {share: f"{100 * share:g} %" for share in (1e-3, 1e-2, 1e-1, 1.0)}
     axis.set_ticks(list(ticks), list(ticks.values()))
     axis.set_ticks([], minor=True)
