@@ -66,6 +66,7 @@ class CoverageConfig(LoadConfig):
     walks: int = 4
     """Replies inside the sets to each of `walk_prompts` prompts, for −log P(stays inside); 0: none."""
     walk_prompts: int = 32
+    """The first so many different prompts."""
     max_lost_words: float = 0.01
     """Share of the words that may fall out, of those that must not be lost also."""
     max_cut: float = 0.001
@@ -75,7 +76,7 @@ class CoverageConfig(LoadConfig):
     agents: tuple[str, ...] = ("soft_q",)
     """For the costs: the arms to train."""
     seeds: int = 1
-    """For the costs, as all below."""
+    """For the costs, as `updates`, `episodes` and `batch_size`."""
     updates: int = 300
     episodes: int = 1024
     batch_size: int = 16
@@ -101,6 +102,7 @@ def coverage(config: CoverageConfig) -> Iterator[str]:
     lexicon = read_lexicon(config.lexicon, teacher) if config.lexicon is not None else []
     every = load_prompts(config.prompts, skip_bad=config.skip_bad, prompt_format=config.prompt_format)
     prompts, ids = fitting(every, teacher, config)
+    planned_at(config, config.top_p[0], config.max_candidates[0], 1)  # refused now rather than after the work
     grid = grid_of(config, teacher)
     given = references_of(prompts, ids, teacher)
     drawn, speed = replies_of(teacher, ids, config)
@@ -243,24 +245,32 @@ def stay_inside(teacher: Teacher, ids: list[list[int]], config: CoverageConfig, 
 
 def cost_of(config: CoverageConfig, found: Findings, teacher: Teacher, speed: float) -> Cost:
     """What the whole distillation takes at the recommended p and K: measured where the teacher writes, else planned."""
-    from experiments.plan import plan
-
     assert found.advice is not None
     at = found.advice
     place = found.grid.masses.index(at.top_p)
     candidates = float(np.minimum(found.own.sizes[:, place], at.max_candidates).mean())
     token = int(np.min_scalar_type(teacher.vocab_size - 1).itemsize)
     tokens = config.episodes * config.seeds * float(found.own.lengths.mean())
+    planned = planned_at(config, at.top_p, at.max_candidates, max(found.lengths.prompts))
+    return Cost(speed, tokens, candidates, 1 + candidates * (token + 2), planned, config.price)
+
+
+def planned_at(config: CoverageConfig, top_p: float, max_candidates: int, longest: int) -> str:
+    """What `--dry-run` says of the distillation.
+
+    Raises: InputError: an agent or a student that cannot be used.
+    """
+    from experiments.plan import plan
+
     given: dict[str, Any] = {name: getattr(config, name) for name in SHARED}
     run = CompareConfig(
         **given,
         student=config.student or (WARM_START_NAME if config.teacher == "embedded" else "tiny"),
-        top_p=(at.top_p,),
-        max_candidates=at.max_candidates,
-        max_prompt_tokens=max(found.lengths.prompts),
+        top_p=(top_p,),
+        max_candidates=max_candidates,
+        max_prompt_tokens=longest,
     )
-    planned = "a table has no weights to plan with" if config.teacher.startswith("table:") else plan(run)
-    return Cost(speed, tokens, candidates, 1 + candidates * (token + 2), planned, config.price)
+    return "a table has no weights to plan with" if config.teacher.startswith("table:") else plan(run)
 
 
 SHARED = "teacher seeds updates episodes batch_size max_new_tokens agents teacher_dtype trust_remote_code".split()

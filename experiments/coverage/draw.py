@@ -61,7 +61,7 @@ def _curves(place: Any, found: Findings) -> None:
     rest = np.geomspace(*TAIL, 240)  # 1 − p
     classes = [name for name in found.shares if name.startswith("said ")]
     shades = dict(zip(classes, _shades(len(classes)), strict=True))
-    marked = {CHECKED + "required": COLOURS[3], LEXICON: COLOURS[2], ALL: INK}
+    marked = {CHECKED + "required": COLOURS[3], LEXICON: COLOURS[1], ALL: INK}
     for name in [*classes, *(name for name in marked if name in found.shares)]:
         before = np.sort(found.groups[name].before)
         lost = 1 - np.searchsorted(before, 1 - rest) / len(before)

@@ -292,6 +292,8 @@ def prompts_of(tmp_path: Path, text: str) -> Path:
         (["--count", "0"], "count = 0 is below 1"),
         (["--walks", "-1"], "walks = -1 is below 0"),
         (["--max-lost-words", "2"], "max_lost_words = 2 is outside [0, 1]"),
+        (["--agents", "nobody"], "nobody"),
+        (["--student", "NOWHERE"], "does not exist"),
         (["--price", "0"], "price = 0 must be above 0"),
         (["--prompts", "EMPTY"], "holds 0 prompts"),
         (["--prompts", "LONG"], "has 200 tokens, the limit is 127"),
