@@ -12,6 +12,7 @@ from agents.base import FixedPoint, Logs, require
 from agents.episodes import Episodes
 from agents.objectives import average
 from agents.scores import Scores
+from agents.search import Range, Search
 from agents.td import CriticConfig, TDAgent
 from agents.walks import WalkConfig
 
@@ -28,6 +29,8 @@ class ActorCriticConfig(WalkConfig, CriticConfig):
     """λ of the returns: 0 trusts the critic, 1 the path."""
     critic_weight: float = 0.5
     """Weight of the critic's loss."""
+
+    SEARCH: ClassVar[Search] = {**CriticConfig.SEARCH, "lam": Range(0.5, 1.0)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

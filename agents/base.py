@@ -26,6 +26,7 @@ from agents.episodes import Episodes
 from agents.errors import DivergedError, InputError
 from agents.optimiser import clip_gradients, optimiser_of
 from agents.scores import Scorer
+from agents.search import Range, Search
 
 if TYPE_CHECKING:
     from agents.walks import Walks
@@ -52,8 +53,8 @@ class Config:
     batch_size: int = 32
     """Episodes per update."""
 
-    SEARCH: ClassVar[Mapping[str, tuple[Any, ...]]] = {"lr": (1e-4, 3e-4, 2e-3, 5e-3)}
-    """What a search tries: name -> values beside the default; an agent adds its own."""
+    SEARCH: ClassVar[Search] = {"lr": Range(3e-5, 1e-2, log=True, grid=(1e-4, 3e-4, 2e-3, 5e-3))}
+    """What a search tries: name -> a range, or values beside the default; an agent adds its own."""
 
     def __post_init__(self) -> None:
         require(self, "lr", self.lr > 0, "must be positive")

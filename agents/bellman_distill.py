@@ -12,6 +12,7 @@ from agents import objectives
 from agents.base import FixedPoint, Logs, require
 from agents.episodes import Episodes
 from agents.objectives import average
+from agents.search import Range, Search
 from agents.td import TDAgent, TDConfig
 
 
@@ -26,6 +27,8 @@ class BellmanConfig(TDConfig):
     """Teacher tokens outside the set: left out, or learnt by full-softmax cross-entropy."""
     linear: Literal["sampled", "expected"] = "sampled"
     """The linear term of φ from the token taken, or summed exactly over the candidates; χ² stays sampled."""
+
+    SEARCH: ClassVar[Search] = {**TDConfig.SEARCH, "c": Range(0.1, 100.0, log=True)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

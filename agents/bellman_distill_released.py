@@ -12,6 +12,7 @@ from agents import objectives
 from agents.base import Agent, Config, FixedPoint, Logs, require
 from agents.episodes import Episodes
 from agents.objectives import average
+from agents.search import Range, Search
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class ReleasedConfig(Config):
     """Mass of the candidate sets, by which the code divides the student's."""
     epsilon: float = 1e-8
     """Probability added to every token of the vocabulary before the policy is normalised again."""
+
+    SEARCH: ClassVar[Search] = {**Config.SEARCH, "c": Range(0.03, 10.0, log=True)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

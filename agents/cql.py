@@ -13,6 +13,7 @@ from agents import objectives
 from agents.base import FixedPoint, Logs, require
 from agents.episodes import Episodes
 from agents.objectives import average
+from agents.search import Range, Search
 from agents.td import BoundedAgent, BoundedConfig
 
 
@@ -24,6 +25,8 @@ class CQLConfig(BoundedConfig):
     """Weight of the penalty, in nats: 0 leaves one-step soft Q-learning, ∞ cloning on the set."""
     huber: float = math.inf
     """TD errors beyond this many nats count linearly; ∞, at which the declared optimum is exact, squares them all."""
+
+    SEARCH: ClassVar[Search] = {**BoundedConfig.SEARCH, "conservatism": Range(0.01, 10.0, log=True)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,6 +11,7 @@ from agents import objectives
 from agents.base import Agent, FixedPoint, Logs, require
 from agents.episodes import Episodes
 from agents.objectives import average
+from agents.search import Range, Search
 from agents.walks import WalkConfig
 
 DIVERGENCES = ("jsd", "forward", "reverse", "skew_forward", "skew_reverse")
@@ -32,6 +33,8 @@ class GKDConfig(WalkConfig):
     """"vocabulary" (asks the teacher for its logits) or "set": the candidates, renormalised."""
     leak_weight: float = 1.0
     """Weight of −log(1 − leak) with on="set" (4g)."""
+
+    SEARCH: ClassVar[Search] = {**WalkConfig.SEARCH, "student_share": Range(0.1, 1.0)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

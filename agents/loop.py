@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from agents.base import FixedPoint, checked, require
+from agents.search import Range, Search
 from agents.student import Student
 
 
@@ -29,8 +30,8 @@ class LoopConfig:
     num_envs: int = 32
     """Episodes walked side by side."""
 
-    SEARCH: ClassVar[Mapping[str, tuple[Any, ...]]] = {"lr": (1e-5, 3e-5, 3e-4, 1e-3)}
-    """What a search tries: name -> values beside the default; an agent adds its own."""
+    SEARCH: ClassVar[Search] = {"lr": Range(3e-6, 3e-3, log=True, grid=(1e-5, 3e-5, 3e-4, 1e-3))}
+    """What a search tries: name -> a range, or values beside the default; an agent adds its own."""
 
     def __post_init__(self) -> None:
         require(self, "lr", self.lr > 0, "must be positive")

@@ -11,6 +11,7 @@ from agents import objectives
 from agents.base import Agent, FixedPoint, Logs, require
 from agents.episodes import Episodes
 from agents.objectives import average
+from agents.search import Range, Search
 from agents.walks import WalkConfig
 
 
@@ -24,6 +25,8 @@ class MiniLLMConfig(WalkConfig):
     """Reward per token that follows, not their sum."""
     ratio_clip: float = 0.2
     """ε by which an importance weight may leave 1; ∞ for any weight."""
+
+    SEARCH: ClassVar[Search] = {**WalkConfig.SEARCH, "teacher_mix": Range(0.0, 0.5)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

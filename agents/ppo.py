@@ -14,6 +14,7 @@ from agents.actor_critic import ActorCriticConfig, SoftActorCritic
 from agents.base import require
 from agents.episodes import PAD_LOGP, Episodes
 from agents.scores import Scorer, Scores
+from agents.search import Range, Search
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class PPOConfig(ActorCriticConfig):
     """How far the ratio π/π_old may stray from 1 before it earns nothing more."""
     value_clip: float | None = None
     """How many nats a value may stray from its old one before it earns nothing more; None: as far as it likes."""
+
+    SEARCH: ClassVar[Search] = {**ActorCriticConfig.SEARCH, "epsilon": Range(0.05, 0.5, log=True)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

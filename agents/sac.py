@@ -14,6 +14,7 @@ from agents.base import FixedPoint, Logs, require
 from agents.episodes import Episodes
 from agents.objectives import average
 from agents.scores import Scorer, Scores
+from agents.search import Range, Search
 from agents.td import BoundedConfig, TDAgent, follow, held
 from agents.walks import WalkConfig
 
@@ -30,6 +31,8 @@ class SACConfig(WalkConfig, BoundedConfig):
     """Mean entropy of π_S^A, in nats, that α is moved to; None keeps α."""
     temperature_rate: float = 0.1
     """Speed of log α as a share of lr: AdamW moves all parameters alike, and an α as fast as its policy swings."""
+
+    SEARCH: ClassVar[Search] = {**BoundedConfig.SEARCH, "student_share": Range(0.1, 0.9)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

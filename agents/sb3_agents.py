@@ -16,6 +16,7 @@ from agents.sb3_buffers import SoftMaskableRolloutBuffer, SoftRolloutBuffer
 from agents.sb3_dqn import MaskableDQN
 from agents.sb3_dqn import SoftDQN as SoftDQNAlgorithm
 from agents.sb3_policies import MaskableStudentActorCriticPolicy, StudentActorCriticPolicy, StudentQPolicy
+from agents.search import Range, Search
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class PPOConfig(A2CConfig):
     """Passes over a rollout."""
     clip_range: float = 0.2
     """How far the ratio of new to old probability may go from 1."""
+
+    SEARCH: ClassVar[Search] = {**A2CConfig.SEARCH, "n_epochs": Range(1, 4)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

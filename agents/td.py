@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from agents.episodes import Episodes
 from agents.errors import InputError
 from agents.objectives import average
 from agents.scores import Scorer, Scores
+from agents.search import Range, Search
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class TDConfig(Config):
     """Weight of −log(1 − leak), which makes a loss on candidates a loss on the whole softmax (4g)."""
     shuffle: bool = False
     """A control: bootstrapped values are permuted among the batch's successor states before they enter a target."""
+
+    SEARCH: ClassVar[Search] = {**Config.SEARCH, "leak_weight": Range(0.1, 10.0, log=True)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,6 +60,8 @@ class TargetConfig(CriticConfig):
     """Updates between two moves of the target network."""
     target_rate: float = 0.05
     """Share of the way it moves; 1 copies."""
+
+    SEARCH: ClassVar[Search] = {**CriticConfig.SEARCH, "target_rate": Range(0.01, 1.0, log=True)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,6 +16,7 @@ from agents.episodes import Episodes
 from agents.leaves import Leaves
 from agents.objectives import average
 from agents.scores import Scorer, Scores
+from agents.search import Range, Search
 from agents.td import TDConfig, follow
 from agents.walks import WalkConfig
 
@@ -54,6 +55,8 @@ class ValueTiltConfig(WalkConfig, TDConfig):
     """Neurons of the critic's hidden layer; 0: none, a table for a tabular student."""
     critic_rate: float = 0.005
     """Share of the way that the slow critic, which is what is asked for values, follows the critic at each update."""
+
+    SEARCH: ClassVar[Search] = {**TDConfig.SEARCH, "tilt_clip": Range(0.5, 5.0, log=True)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -173,6 +173,9 @@ class CompareConfig(RunConfig):
     masses, any other name makes an arm for each value, as soft_q@gamma=0, of every agent that has this setting."""
     trials: int = 0
     """Settings to try for each arm on the validation prompts, with a seed of its own, the given ones first; 0: none."""
+    sampler: str = "grid"
+    """Where they come from: "grid", drawn from the few values that an agent declares, or "tpe", sampled from its ranges
+    where earlier trials did well (Optuna's tree-structured Parzen estimator). tpe needs the extra `search`."""
     select: str = "forward_kl"
     """The validation measure that a search goes by: forward_kl and leak the lower the better, others the higher."""
     reference: str = ""

@@ -12,6 +12,7 @@ from experiments.budget import check_budget
 from experiments.collect import TEACHER_WALKS
 from experiments.config import RunConfig
 from experiments.references import TARGETS
+from experiments.samplers import GRID, SAMPLERS
 
 PRECISIONS = ("float32", "bfloat16")  # of a student's forwards
 COUNTS = ("max_new_tokens", "episodes", "updates", "batch_size", "eval_prompts", "eval_every", "warm_start_rounds")
@@ -37,6 +38,10 @@ def check_limits(config: RunConfig, masses: Sequence[float]) -> None:
         raise InputError(f"teacher_walk = {config.teacher_walk!r} must be one of {', '.join(TEACHER_WALKS)}")
     if config.targets not in TARGETS:
         raise InputError(f"targets = {config.targets!r} must be one of {', '.join(TARGETS)}")
+    if (sampler := getattr(config, "sampler", GRID)) not in SAMPLERS:
+        raise InputError(f"sampler = {sampler!r} must be one of {', '.join(SAMPLERS)}")
+    if sampler != GRID and not getattr(config, "trials", 0):
+        raise InputError(f"sampler = {sampler!r} samples nothing of 0 trials; give --trials N, or leave it out")
     if config.targets == "references" and config.store is not None:
         raise InputError("a store holds the teacher's replies; learn from references without --store")
     for name in (*COUNTS, "jobs"):

@@ -17,6 +17,7 @@ import yaml
 
 from experiments.config import RunConfig, dump
 from experiments.folder import write
+from experiments.samplers import TPE
 
 RUN = "run.json"
 PACKAGES = ("tdistill", "torch", "transformers", "numpy", "gymnasium")
@@ -32,7 +33,7 @@ def remember(out: Path, config: RunConfig, inputs: dict[str, str]) -> None:
     entry = {
         "begun": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "versions": versions(),
+        "versions": versions(*(["optuna"] if getattr(config, "sampler", "") == TPE else [])),
         "commit": commit(),
         "hardware": hardware(config.device),
         "inputs": inputs,
@@ -48,10 +49,10 @@ def runs(out: Path) -> list[dict[str, Any]]:
     return found
 
 
-def versions() -> dict[str, str]:
-    """Of Python and the packages that figures depend on; a package that is run uninstalled has none."""
+def versions(*others: str) -> dict[str, str]:
+    """Of Python and the packages that figures depend on, and of others; a package that is run uninstalled has none."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *others):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

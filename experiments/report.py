@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -121,11 +121,15 @@ def write_report(
 def results_csv(rows: Sequence[Row]) -> str:
     """One line per agent, seed and top_p; an empty field where a measure does not apply."""
     flat = [{"agent": r.agent, "seed": r.seed, "top_p": r.top_p, "updates": r.updates, **r.figures} for r in rows]
-    names = list(dict.fromkeys(name for record in flat for name in record))
+    return csv_of(flat, list(dict.fromkeys(name for record in flat for name in record)))
+
+
+def csv_of(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """Records as lines under these names; an empty field where one has none."""
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(flat)
+    writer.writerows(records)
     return text.getvalue()
 
 

@@ -1,63 +1,69 @@
 """Tuning on the validation prompts: the same number of trials for every arm, on a seed that no comparison uses.
 
-Trial 0 is the arm as it was given; the others are drawn without repetition from the grid that the agent's Config
-declares (`SEARCH`), less what the arm fixes. Arms with the same grid get the same draws. Test prompts are not touched.
+Trial 0 is the arm as it was given; a sampler (`--sampler`) proposes the others. An arm whose agent declares nothing to
+search, or that fixes all of it, runs untuned, which the table says. Test prompts are not touched.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import random
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from agents import learner_class
+from agents.errors import DivergedError
 from envs.errors import InputError
+from experiments import tpe
 from experiments.arms import split_arm
 from experiments.cell import build_agent
 from experiments.folder import write
 from experiments.jobs import FailedCells, run_cells, said
-from experiments.report import aligned
+from experiments.report import aligned, csv_of
+from experiments.samplers import TPE, Case, Grid, Sampler, arm_of, given, trials_of
 from experiments.train import read_result
 from experiments.workspace import Cell, Workspace
 
 SEED = 1_000_000
 LOWER_IS_BETTER = {"forward_kl", "leak"}
+TRIALS = "trials.csv"
+SPENT = ("updates", "seconds")  # what the measures of a curve stand at
 
 
-def trials_of(arm: str, count: int) -> list[str]:
-    """The trials of an arm, as arms; the first is the arm itself.
+@dataclass(frozen=True)
+class Trial:
+    """One trial of an arm at a mass, when its round is over."""
 
-    Raises: InputError: the grid has fewer points than trials.
-    """
-    agent, own = split_arm(arm)
-    grid = {name: values for name, values in learner_class(agent).Config.SEARCH.items() if name not in own}
-    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    if len(points) + 1 < count:
-        raise InputError(
-            f"{arm} has {len(points)} points to try beside itself ({', '.join(grid) or 'nothing is left open'}), "
-            f"--trials {count} asks for {count - 1}; lower it, so that every arm gets the same number"
-        )
-    random.Random(json.dumps(sorted(grid))).shuffle(points)
-    return [arm, *(arm_of(agent, own | point) for point in points[: count - 1])]
+    number: int
+    cell: Cell
+    last: Mapping[str, float]  # the validation measures at its last update; none if it has failed
+
+    def settings(self, arm: str) -> dict[str, Any]:
+        """What sets it apart from its arm."""
+        own = split_arm(arm)[1]
+        return {name: value for name, value in split_arm(self.cell.agent)[1].items() if name not in own}
 
 
-def arm_of(agent: str, settings: Mapping[str, Any]) -> str:
-    """The arm's text; `split_arm` reads it back."""
-    return f"{agent}@{','.join(f'{name}={value}' for name, value in settings.items())}" if settings else agent
+def sampler_of(space: Workspace, arms: Sequence[str], count: int, select: str) -> Sampler:
+    """What `--sampler` asks for."""
+    if getattr(space.config, "sampler", "") != TPE:
+        return Grid(arms, count)
+    begin = {arm: given(arm, space.settings(arm)) for arm in arms}
+    return tpe.TreeParzen(space.out, begin, count, select in LOWER_IS_BETTER)
 
 
 def check(space: Workspace, arms: Sequence[str], count: int) -> None:
-    """Raises: InputError: too small a grid, or a point of it that the agent refuses."""
-    student = space.seedling(SEED)
+    """Raises: InputError: too small a grid, an end of a space that the agent refuses, or no Optuna to search with."""
+    student, sampled = space.seedling(SEED), getattr(space.config, "sampler", "") == TPE
     for arm in arms:
-        for trial in trials_of(arm, count):
+        agent, own = split_arm(arm)
+        ends = tpe.check(arm, space.settings(arm)) if sampled else []
+        for trial in [arm, *(arm_of(agent, own | end) for end in ends)] if sampled else trials_of(arm, count):
             build_agent(space.config, Cell(trial, SEED, space.masses[0]), student, space.settings(trial))
 
 
 def tune(space: Workspace, arms: Sequence[str], count: int, select: str, jobs: int) -> str:
-    """Run every arm's trials, keep the best settings in the run folder, and return a table of what was chosen.
+    """Run every arm's trials, keep them and the best settings in the run folder, and return what was chosen as text.
 
     Source: own derivation (equal tuning budgets).
     Args:
@@ -65,28 +71,80 @@ def tune(space: Workspace, arms: Sequence[str], count: int, select: str, jobs: i
     Raises: FailedCells: every trial of an arm failed. InputError: a measure that the validation prompts do not have.
     """
     cases = [(arm, top_p) for arm in arms for top_p in space.masses]
-    trials = {(arm, p): [Cell(trial, SEED, p, "trial") for trial in trials_of(arm, count)] for arm, p in cases}
-    failures = run_cells(space, [cell for cells in trials.values() for cell in cells], jobs, "tuning")
-    chosen: dict[str, dict[str, Any]] = {}
-    lines = [["arm", "top_p", "trials", f"validation {select}", "chosen"]]
-    for (arm, top_p), cells in trials.items():
-        scores = {cell: _score(space, cell, select) for cell in cells if read_result(space, cell) is not None}
-        if not scores:
-            raise FailedCells(f"every trial of {arm} failed; the last: {said(failures[-1][1])}", [])
-        best = (min if select in LOWER_IS_BETTER else max)(scores, key=lambda cell: scores[cell])
-        own, found = split_arm(arm)[1], split_arm(best.agent)[1]
-        chosen[f"{arm} {top_p:g}"] = {name: value for name, value in found.items() if name not in own}
-        picked = arm_of("", chosen[f"{arm} {top_p:g}"]).lstrip("@") or "as given"
-        lines.append([arm, f"{top_p:g}", str(len(scores)), f"{scores[best]:.4f}", picked])
+    sampler, found = sampler_of(space, arms, count, select), {case: list[Trial]() for case in cases}
+    failures: dict[Cell, BaseException] = {}
+    for numbers in sampler.rounds():
+        proposed = [(case, number, sampler.trial(case, number)) for case in cases for number in numbers]
+        cells = {(c, number): Cell(trial, SEED, c[1], "trial") for c, number, trial in proposed if trial is not None}
+        failures |= dict(run_cells(space, list(dict.fromkeys(cells.values())), jobs, "tuning"))
+        for (case, number), cell in cells.items():
+            found[case].append(trial := Trial(number, cell, _last(space, cell)))
+            score = _score(trial, select)
+            if score is not None or trial.last or isinstance(failures[cell], DivergedError):
+                sampler.tell(case, number, score)  # what died by chance is tried again by the next command
+    best = {case: _best(case, trials, select, failures) for case, trials in found.items()}
+    chosen = {f"{arm} {top_p:g}": best[arm, top_p].settings(arm) for arm, top_p in cases}
     write(space.tuned_file, json.dumps(chosen, indent=1))
-    write(space.tuned_file.with_suffix(".md"), aligned(lines, markdown=True) + "\n")
+    write(space.out / TRIALS, trials_csv(space, found, best))
+    text = f"{_heading(space, count, select)}:\n\n{table(found, best, count, select)}"
+    write(space.tuned_file.with_suffix(".md"), text + "\n")
+    return text
+
+
+def _last(space: Workspace, cell: Cell) -> dict[str, float]:
+    result = read_result(space, cell)
+    return dict(result["curve"][-1]) if result is not None else {}
+
+
+def _score(trial: Trial, select: str) -> float | None:
+    """None of a trial that has failed, or whose measure is no finite number."""
+    if trial.last and select not in trial.last:
+        raise InputError(f"--select {select} is no validation measure here; there are {', '.join(sorted(trial.last))}")
+    score = trial.last.get(select, math.nan)
+    return score if math.isfinite(score) else None
+
+
+def _best(case: Case, trials: Sequence[Trial], select: str, failures: Mapping[Cell, BaseException]) -> Trial:
+    scored = [(score, trial) for trial in trials if (score := _score(trial, select)) is not None]
+    if not scored:
+        ended = [said(failures[trial.cell]) for trial in trials if trial.cell in failures]
+        last = ended[-1] if ended else f"{select} is no finite number"
+        raise FailedCells(f"every trial of {case[0]} failed; the last: {last}", [])
+    return (min if select in LOWER_IS_BETTER else max)(scored, key=lambda pair: pair[0])[1]
+
+
+def _heading(space: Workspace, count: int, select: str) -> str:
+    sampler, prompts = getattr(space.config, "sampler", ""), len(space.splits.validation)
+    how = {TPE: f"the first {tpe.at_random(count)} at random, the others by a tree-structured Parzen estimator"}
+    return (
+        f"Settings chosen by {select} on {prompts} validation prompts, of {count} trials an arm, the given settings "
+        f"first ({how.get(sampler, 'the others drawn from a grid')}; all of them: {TRIALS})"
+    )
+
+
+def table(found: Mapping[Case, Sequence[Trial]], best: Mapping[Case, Trial], count: int, select: str) -> str:
+    """A line an arm and mass: trials, those that failed, the score as given and of the best, and what that one is."""
+    lines = [["arm", "top_p", "trials", "failed", f"{select} as given", "best", "chosen"]]
+    for (arm, top_p), trials in found.items():
+        scores = [_score(trial, select) for trial in trials]
+        own = best[arm, top_p]
+        picked = arm_of("", own.settings(arm)).lstrip("@") or "as given"
+        figures = ["failed" if score is None else f"{score:.4f}" for score in (scores[0], _score(own, select))]
+        said = "untuned: nothing to try" if len(trials) == 1 < count else picked
+        lines.append([arm, f"{top_p:g}", str(len(trials)), str(scores.count(None)), *figures, said])
     return aligned(lines, markdown=True)
 
 
-def _score(space: Workspace, cell: Cell, select: str) -> float:
-    result = read_result(space, cell)
-    assert result is not None
-    last: dict[str, float] = result["curve"][-1]
-    if select not in last:
-        raise InputError(f"--select {select} is no validation measure here; there are {', '.join(sorted(last))}")
-    return last[select]
+def trials_csv(space: Workspace, found: Mapping[Case, Sequence[Trial]], best: Mapping[Case, Trial]) -> str:
+    """A line a trial: whether it was chosen or has failed, its settings, its validation measures at the last update."""
+    records = []
+    for (arm, top_p), trials in found.items():
+        begin = given(arm, space.settings(arm))
+        tried = {name: begin[name] for trial in trials for name in trial.settings(arm)}
+        for trial in trials:
+            place = {"arm": arm, "top_p": top_p, "trial": trial.number}
+            place |= {"chosen": int(trial is best[arm, top_p]), "failed": int(not trial.last)}
+            measures = {name if name in SPENT else f"validation_{name}": x for name, x in trial.last.items()}
+            records.append((place | tried | trial.settings(arm), measures))
+    names = dict.fromkeys(name for part in (0, 1) for record in records for name in record[part])
+    return csv_of([own | measures for own, measures in records], list(names))

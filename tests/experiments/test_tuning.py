@@ -16,7 +16,8 @@ from experiments import evaluate, train, warm_up
 from experiments.arms import split_arm
 from experiments.compare import compare
 from experiments.jobs import FailedCells
-from experiments.tuning import SEED, arm_of, trials_of
+from experiments.samplers import arm_of, trials_of
+from experiments.tuning import SEED
 from experiments.workspace import Workspace
 from tests.experiments.runs import small
 
