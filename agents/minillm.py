@@ -61,6 +61,10 @@ class MiniLLM(Agent[MiniLLMConfig]):
         return frozenset({"teacher_logits"})
 
     @property
+    def depends_on_top_p(self) -> bool:
+        return False
+
+    @property
     def fixed_point(self) -> FixedPoint | None:
         return None
 

@@ -14,6 +14,7 @@ from agents import learner_class
 from agents.base import Agent
 from agents.loop import LoopAgent
 from agents.student import Student
+from agents.vocabulary import SHARE
 from envs.errors import InputError
 from envs.rewards import LogProb, TopPLogProb
 from experiments.arms import split_arm
@@ -46,6 +47,14 @@ def build_agent(
     if issubclass(kind, LoopAgent):
         return kind(student, options, seed=cell.seed)
     return kind(student, options, seed=cell.seed, total_updates=config.updates)
+
+
+def trained_once(config: RunConfig, agent: Agent[Any] | LoopAgent[Any], student: Student) -> bool:
+    """Whether an arm learns the same weights at every mass, so that one student of a seed is measured at all."""
+    whole = config.head == "all" or config.negatives >= SHARE * student.vocab_size
+    drawn = config.teacher_walk == "full" and config.store is None
+    alike = drawn and whole and not getattr(config, "trials", 0)
+    return alike and isinstance(agent, Agent) and not agent.depends_on_top_p
 
 
 def check_settings(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -6,17 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from agents import parallel
-from agents.base import Agent
-from agents.loop import LoopAgent
-from agents.student import SIZES, Student
-from agents.vocabulary import SHARE
+from agents.student import SIZES
 from envs.errors import InputError
 from experiments import launch, ray_jobs, statistics, tuning, warm_up
 from experiments.arms import agent_of
-from experiments.cell import build_agent, check_settings
+from experiments.cell import build_agent, check_settings, trained_once
 from experiments.config import ABSENT, CompareConfig, DistillConfig, RunConfig
 from experiments.cost import TOKENS, check_price, costs, with_price
 from experiments.evaluate import examine, parameters_of, speeds
@@ -72,7 +68,7 @@ def _run(space: Workspace, arms: Sequence[str], cells: list[Cell], config: Compa
         agent = build_agent(config, Cell(arm, 0, space.masses[0]), student, space.settings(arm))
         check_asks_nothing(config, arm, agent)
         launch.check_spread(config, arm, agent)
-        if _once(config, agent, student):
+        if trained_once(config, agent, student):
             once.add(arm)
     first = space.masses[0]
     cells = [replace(cell, trained_at=first) if cell.agent in once and cell.top_p != first else cell for cell in cells]
@@ -97,14 +93,6 @@ def _run(space: Workspace, arms: Sequence[str], cells: list[Cell], config: Compa
     if failures:
         raise FailedCells("; ".join(f"{cell.name}: {said(error)}" for cell, error in failures), rows)
     return rows
-
-
-def _once(config: RunConfig, agent: Agent[Any] | LoopAgent[Any], student: Student) -> bool:
-    """Whether an arm learns the same weights at every mass, so that one student of a seed is measured at all."""
-    whole = config.head == "all" or config.negatives >= SHARE * student.vocab_size
-    drawn = config.teacher_walk == "full" and config.store is None
-    alike = drawn and whole and not getattr(config, "trials", 0)
-    return alike and isinstance(agent, Agent) and not agent.depends_on_top_p
 
 
 def _report(space: Workspace, cells: list[Cell], reference: str, notes: Sequence[str]) -> list[Row]:

@@ -7,7 +7,6 @@ along the student's own.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from envs.candidates import check_top_p, normalise
 from envs.decode import decode
 from envs.errors import InputError
 from envs.hf_teacher import load_causal_lm
-from envs.prompts import Prompt, embedded_prompts, load_prompts, prompt_hash, split_prompts
+from envs.prompts import Prompt, embedded_prompts, load_prompts, split_prompts
 from envs.sequences import right_padded
 from envs.teachers import Teacher, load_teacher
 from experiments import positions, slices
@@ -30,9 +29,9 @@ from experiments.calibration import expected_error, reliability
 from experiments.config import ABSENT, EvaluateConfig
 from experiments.cost import TOKENS, check_price, costs, with_price
 from experiments.metrics import TokenMeasures, common_vocabulary, rouge_l, task_measures, token_measures
+from experiments.seen import refuse_selection_prompts, refuse_training_prompts
 from experiments.text_metrics import matched_measures, text_measures
 
-TRAINED_ON = "training_prompts.json"
 SAMPLE_SEED = 12345
 ROWS = 64
 LOGITS_AT_ONCE = 2**24  # rows × positions × V
@@ -261,7 +260,7 @@ def _score(student: Any, texts: list[list[int]]) -> torch.Tensor:
 def run(config: EvaluateConfig) -> dict[str, float]:
     """`tdistill evaluate`: measure a directory on held-out prompts.
 
-    Raises: InputError: prompts that the student was trained on, or bad settings.
+    Raises: InputError: prompts that the student was trained or selected on, or bad settings.
     """
     check_top_p(config.top_p, config.max_candidates)
     check_price(config.price)
@@ -271,6 +270,7 @@ def run(config: EvaluateConfig) -> dict[str, float]:
     teacher = load_teacher(config.teacher, config.loading)
     prompts = chosen_prompts(config)
     refuse_training_prompts(Path(config.student), prompts)
+    refuse_selection_prompts(Path(config.student), prompts)
     model, tokenizer = load_causal_lm(config.student, config.student_loading)
     check_same_tokens(teacher, tokenizer)
     rule = Rule(config.top_p, config.max_candidates, config.max_new_tokens)
@@ -299,25 +299,3 @@ def check_same_tokens(teacher: Teacher, tokenizer: Any) -> None:
     own = getattr(teacher, "tokenizer", None)
     if own is not None and tokenizer is not None:
         check_tokenizers(own, tokenizer)
-
-
-def remember_training_prompts(directory: Path, prompts: Sequence[Prompt], start: Path) -> None:
-    """Write beside a student the hashes of the prompts it was trained on, those of its start included."""
-    hashes = {prompt_hash(prompt.text) for prompt in prompts} | _trained_on(start)
-    (directory / TRAINED_ON).write_text(json.dumps(sorted(hashes)), encoding="utf-8")
-
-
-def _trained_on(directory: Path) -> set[str]:
-    record = directory / TRAINED_ON
-    return set(json.loads(record.read_text(encoding="utf-8"))) if record.is_file() else set()
-
-
-def refuse_training_prompts(directory: Path, prompts: Sequence[Prompt]) -> None:
-    """Raises: InputError: some of the prompts are among those the student was trained on."""
-    known = _trained_on(directory)
-    seen = [prompt.text for prompt in prompts if prompt_hash(prompt.text) in known]
-    if seen:
-        raise InputError(
-            f"{directory} was trained on {len(seen)} of these {len(prompts)} prompts, for one {seen[0][:60]!r}; "
-            "measure it on others"
-        )

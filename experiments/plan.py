@@ -18,7 +18,7 @@ from envs.hf_teacher import load_config
 from envs.memory import FLOAT32, GIB, free_memory, outline
 from envs.teachers import EMBEDDED, WARM_START
 from experiments.arms import agent_of
-from experiments.cell import build_agent
+from experiments.cell import build_agent, trained_once
 from experiments.config import ABSENT, WARM_START_NAME, RunConfig
 from experiments.flops import of_reading
 from experiments.report import aligned
@@ -40,6 +40,7 @@ class Arm:
     kept: int  # parameters beside the student: target networks and critics
     activations: int  # floats kept for a backward pass, at most
     operations: float  # of all its updates
+    once: bool  # whether one student of a seed is measured at every mass
 
 
 def plan(config: RunConfig) -> str:
@@ -59,19 +60,21 @@ def plan(config: RunConfig) -> str:
     student = outline_of_student(config, teacher)
     arms = [_arm(space, Cell(agent, 0, space.masses[0]), student) for agent in agents_of(config)]
     frozen, speed = _count(teacher) * getattr(torch, config.teacher_dtype).itemsize / FLOAT32, probe()
-    runs = max(getattr(config, "seeds", 1), 1) * len(space.masses)
+    seeds, masses = max(getattr(config, "seeds", 1), 1), len(space.masses)
+    walked = seeds * (1 if all(arm.once for arm in arms) else masses)
     sizes = [["model", "from", "parameters", "layers", "width", "vocabulary"]]
     sizes += [_size(*row) for row in (("teacher", config.teacher, teacher), ("student", config.student, student.model))]
     lines = [["arm", *PARTS, "in all", "Tflop", "hours"]]
     for arm in arms:
         parts = [_count(student), arm.learnt, 2 * arm.learnt, arm.kept, arm.activations]
         memory = [*parts, sum(parts) + frozen]
-        work = [f"{arm.operations * runs / 1e12:,.1f}", f"{arm.operations * runs / speed / 3600:,.2f}"]
-        lines.append([arm.name, *(f"{part * FLOAT32 / GIB:.3g}" for part in memory), *work])
-    free, tokens = free_memory(), config.episodes * runs * text_limit(config)
+        work = arm.operations * seeds * (1 if arm.once else masses)
+        lines.append([arm.name, *(f"{part * FLOAT32 / GIB:.3g}" for part in memory)])
+        lines[-1] += [f"{work / 1e12:,.1f}", f"{work / speed / 3600:,.2f}"]
+    free, tokens = free_memory(), config.episodes * walked * text_limit(config)
     walking = 0.0 if teacher is None or config.store else of_reading(teacher, tokens)
     said = [
-        f"{runs} runs of {config.updates:,} optimiser steps on {config.batch_size} episodes each, for every arm",
+        _runs(config, arms, seeds, masses),
         f"memory in GiB of a process, the teacher's {frozen * FLOAT32 / GIB:.3g} in each sum"
         + ("" if free is None else f"; {free / GIB:.1f} are free here"),
         f"the teacher walks at most {tokens:,} tokens, {walking / 1e12:,.1f} Tflop" if walking else "no teacher walks",
@@ -80,6 +83,14 @@ def plan(config: RunConfig) -> str:
         f"texts are taken for {text_limit(config)} tokens long (max_prompt_tokens, or {PROMPT}, and max_new_tokens)",
     ]
     return "\n\n".join([aligned(sizes, markdown=True), aligned(lines, markdown=True), "\n".join(said)])
+
+
+def _runs(config: RunConfig, arms: list[Arm], seeds: int, masses: int) -> str:
+    """How often each arm learns, and for how long."""
+    steps = f"of {config.updates:,} optimiser steps on {config.batch_size} episodes each, for every arm"
+    once = [arm.name for arm in arms if arm.once] if masses > 1 else []
+    but = f"; {seeds} of {', '.join(once)}, whose student of a seed is measured at every top_p" if once else ""
+    return f"{seeds * masses} runs {steps}{but}"
 
 
 def _more(config: RunConfig) -> bool:
@@ -127,13 +138,14 @@ def _arm(space: Workspace, cell: Cell, student: Student) -> Arm:
     config, kind = space.config, learner_class(agent_of(cell.agent))
     shape, width = student.model.config.get_text_config(), student.width
     own = learnt = sum(value.numel() for value in student.parameters() if value.requires_grad)
-    kept = 0
+    kept, once = 0, False
     if issubclass(kind, Agent):
         settings = space.settings(cell.agent)
         if "min_mass" in {field.name for field in fields(kind.Config)}:
             settings = {"min_mass": cell.top_p, **settings}
         agent = build_agent(config, cell, copy.deepcopy(student), settings)
         assert isinstance(agent, Agent)
+        once = trained_once(config, agent, student)
         moved = {id(value) for value in agent.trainables()}
         learnt = sum(value.numel() for value in agent.trainables())
         others = [module for module in agent.extras().values() if isinstance(module, torch.nn.Module)]
@@ -144,7 +156,7 @@ def _arm(space: Workspace, cell: Cell, student: Student) -> Arm:
     kept_of = INPUT if config.gradient_checkpointing else LAYER
     activations = kept_of * at_once * text_limit(config) * shape.num_hidden_layers * width + 3 * states
     tokens = config.updates * config.batch_size * text_limit(config)
-    return Arm(cell.agent, learnt, kept, activations, 3 * of_reading(student.model, tokens))
+    return Arm(cell.agent, learnt, kept, activations, 3 * of_reading(student.model, tokens), once)
 
 
 def _size(name: str, spec: str, model: Any) -> list[str]:

@@ -36,7 +36,8 @@ class Differs(RuntimeError):
 @dataclass(frozen=True)
 class ReproduceConfig:
     """Repeat a run from its folder, with its settings, seeds and threads, and say whether its figures and the students'
-    weights come out the same; exit code 1 if not. On one kind of CPU, with the same versions, both are identical."""
+    weights come out the same; exit code 1 if not. On one kind of CPU, with the same versions, both are identical. Of
+    several commands that ran in one folder the last is repeated, whose results it holds; what differs is said."""
 
     run: tyro.conf.Positional[Path]
     """The folder of a run that has ended."""
@@ -80,6 +81,7 @@ def reproduce(config: ReproduceConfig) -> Outcome:
     out = config.out or config.run.with_name(f"{config.run.resolve().name}-reproduced")
     settings = settings_of(config.run)
     threads, notes = _threads(config.run)
+    notes += earlier(config.run)
     again = replace(settings, out=out, json=None, threads=threads or settings.threads)
     if isinstance(again, CompareConfig):
         again = replace(again, resume=False, jobs=config.jobs or again.jobs)
@@ -102,6 +104,22 @@ def settings_of(run: Path) -> CompareConfig | DistillConfig:
     if not (run / RESULTS).is_file():
         raise InputError(f"{run} holds no {RESULTS}: its run has not ended; give its command again to go on with it")
     return config_of(run)
+
+
+def earlier(run: Path) -> list[str]:
+    """What earlier commands in a folder had set otherwise than the last, which alone is repeated; a note or none."""
+    *before, last = [entry["settings"] for entry in provenance.runs(run)] or [{}]
+    names = [name for name in last if name not in ELSEWHERE and any(other.get(name) != last[name] for other in before)]
+    if not names:
+        return []
+    told = "; ".join(f"{name} = {' then '.join(_values(before, last, name))}" for name in names)
+    return [f"{len(before) + 1} commands ran in {run}, with different settings; the last is repeated alone ({told})"]
+
+
+def _values(before: Sequence[dict[str, Any]], last: dict[str, Any], name: str) -> list[str]:
+    """What a setting has been, the last value last."""
+    found = dict.fromkeys(str(entry.get(name)) for entry in before if entry.get(name) != last[name])
+    return [*found, str(last[name])]
 
 
 def _threads(run: Path) -> tuple[int | None, list[str]]:

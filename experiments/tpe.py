@@ -9,6 +9,7 @@ import importlib.util
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ def check(arm: str, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     if importlib.util.find_spec("optuna") is None:
         raise InputError(f"--sampler {TPE} needs Optuna: pip install 'tdistill[search]', or take --sampler {GRID}")
-    space = space_of(arm)
+    ends = options_of(arm)
     for name, value in given(arm, settings).items():
-        if value not in (options := _options(arm, name, space[name])):
+        if value not in (options := ends[name]):
             says = (
                 f"{options.low:g} to {options.high:g}" if isinstance(options, Range) else ", ".join(map(str, options))
             )
@@ -42,7 +43,6 @@ def check(arm: str, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
                 f"{arm} begins with {name} = {value}, outside what a search tries ({says}); fix it in the arm, as "
                 f"{arm_of(agent, own | {name: value})}, or begin inside"
             )
-    ends = {name: _options(arm, name, values) for name, values in space.items()}
     return [
         {name: end}
         for name, options in ends.items()
@@ -50,11 +50,13 @@ def check(arm: str, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _options(arm: str, name: str, values: Range | tuple[Any, ...]) -> Range | tuple[Any, ...]:
-    if isinstance(values, Range):
-        return values
-    usual = defaults_of(arm)[name]
-    return (usual, *(value for value in values if value != usual))
+def options_of(arm: str) -> Search:
+    """What a search may try of an arm, its defaults among the choices."""
+    usual, found = defaults_of(arm), dict[str, Range | tuple[Any, ...]]()
+    for name, values in space_of(arm).items():
+        others = () if isinstance(values, Range) else tuple(value for value in values if value != usual[name])
+        found[name] = values if isinstance(values, Range) else (usual[name], *others)
+    return found
 
 
 def at_random(count: int) -> int:
@@ -79,6 +81,7 @@ class TreeParzen:
     def __init__(self, out: Path, begin: Mapping[str, Mapping[str, Any]], count: int, lower: bool) -> None:
         self.file, self.begin, self.count = out / FILE, begin, count
         self.direction = "minimize" if lower else "maximize"
+        self.options = {arm: options_of(arm) for arm in begin}
         self._studies: dict[Case, Any] = {}
 
     def rounds(self) -> Sequence[Sequence[int]]:
@@ -89,7 +92,7 @@ class TreeParzen:
     def trial(self, case: Case, number: int) -> str | None:
         """The trial as an arm; of an arm that leaves nothing open trial 0 alone."""
         arm = case[0]
-        if not space_of(arm):
+        if not self.options[arm]:
             return None if number else arm
         point, (agent, own) = self._point(case, number), split_arm(arm)
         return arm_of(agent, own | point) if number else arm
@@ -98,7 +101,7 @@ class TreeParzen:
         """Write a score down. One that has diverged has none, and counts as worse than any."""
         from optuna.trial import TrialState
 
-        if space_of(case[0]):
+        if self.options[case[0]]:
             state = None if score is not None else TrialState.PRUNED
             with self._storage():
                 self._study(case).tell(number, score, state=state, skip_if_finished=True)
@@ -112,13 +115,13 @@ class TreeParzen:
             before = study.get_trials(deepcopy=False)
             if number < len(before):
                 return dict(before[number].params)
-            distributions = _distributions(arm)
+            distributions = _distributions(self.options[arm])
             if number == 0:
                 point = dict(self.begin[arm])
             else:
                 finished = [trial for trial in before[:number] if trial.state.is_finished()]
                 look = finished if number >= at_random(self.count) else []
-                point = draw(space_of(arm), distributions, look, number, self.direction)
+                point = draw(self.options[arm], look, number, self.direction)
             study.add_trial(create_trial(state=TrialState.RUNNING, params=point, distributions=distributions))
         return point
 
@@ -126,15 +129,21 @@ class TreeParzen:
         import optuna
 
         if case not in self._studies:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
             with self._storage():
                 self._studies[case] = optuna.create_study(
-                    storage=f"sqlite:///{self.file}",
+                    storage=self._database,
                     study_name=f"{case[0]} {case[1]:g}",
                     direction=self.direction,
                     load_if_exists=True,
                 )
         return self._studies[case]
+
+    @cached_property
+    def _database(self) -> Any:
+        import optuna
+
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        return optuna.storages.RDBStorage(f"sqlite:///{self.file}")
 
     @contextmanager
     def _storage(self) -> Iterator[None]:
@@ -158,19 +167,17 @@ class TreeParzen:
             ) from error
 
 
-def draw(
-    space: Search, distributions: Mapping[str, Any], finished: Sequence[Any], number: int, direction: str
-) -> dict[str, Any]:
+def draw(options: Search, finished: Sequence[Any], number: int, direction: str) -> dict[str, Any]:
     """The settings of trial `number`: at random if no trial has finished, else by the estimator from these."""
     import optuna
 
-    seed = int(digest(f"{sorted(space)} {number}"), 16) % 2**32
+    seed = int(digest(f"{sorted(options)} {number}"), 16) % 2**32
     random = optuna.samplers.RandomSampler(seed)
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=True) if finished else random
     study = optuna.create_study(sampler=sampler, direction=direction)
     study.add_trials(finished)
-    found = study.ask(dict(distributions)).params
-    return {name: _rounded(found[name], values) for name, values in space.items()}
+    found = study.ask(_distributions(options)).params
+    return {name: _rounded(found[name], values) for name, values in options.items()}
 
 
 def _rounded(value: Any, values: Range | tuple[Any, ...]) -> Any:
@@ -179,13 +186,13 @@ def _rounded(value: Any, values: Range | tuple[Any, ...]) -> Any:
     return min(max(float(f"{value:.{DIGITS}g}"), values.low), values.high)
 
 
-def _distributions(arm: str) -> dict[str, Any]:
+def _distributions(options: Search) -> dict[str, Any]:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     found: dict[str, Any] = {}
-    for name, values in space_of(arm).items():
+    for name, values in options.items():
         if not isinstance(values, Range):
-            found[name] = CategoricalDistribution(_options(arm, name, values))
+            found[name] = CategoricalDistribution(values)
         elif values.whole:
             found[name] = IntDistribution(int(values.low), int(values.high), log=values.log)
         else:

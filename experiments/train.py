@@ -29,7 +29,7 @@ from envs.errors import InputError
 from experiments import budget, provenance
 from experiments.arms import agent_of
 from experiments.cell import build_agent, check_settings, last_checkpoint, new_checkpoint
-from experiments.evaluate import check_rows, examine, measure, remember_training_prompts
+from experiments.evaluate import check_rows, examine, measure
 from experiments.flops import EVERY, counted, of_reading
 from experiments.folder import full_disk_is_said, write
 from experiments.labels import Labels
@@ -325,4 +325,4 @@ def _save_student(space: Workspace, cell: Cell, student: Student, result: dict[s
         "made with": provenance.line(),
     }
     student.save(directory, card)
-    remember_training_prompts(directory, space.splits.train, space.start_directory)
+    space.remember_prompts(directory)

@@ -73,6 +73,7 @@ def _round(space: Workspace, seed: int, number: int, student: Student, report: R
 
     def keep() -> None:
         student.save(place)
+        space.remember_prompts(place)
         write(place / RESULT, json.dumps(result))
         shutil.rmtree(place / "checkpoints", ignore_errors=True)
 

@@ -40,10 +40,11 @@ from experiments import provenance
 from experiments.arms import agent_settings
 from experiments.collect import collect
 from experiments.config import ABSENT, WARM_START_NAME, RunConfig, dump
-from experiments.evaluate import Exam, Rule, refuse_training_prompts, set_exam
+from experiments.evaluate import Exam, Rule, set_exam
 from experiments.folder import CONFIG, INPUTS, check_folder, digest, write
 from experiments.limits import check_limits
 from experiments.references import replies_of
+from experiments.seen import refuse_selection_prompts, refuse_training_prompts, remember
 
 if TYPE_CHECKING:
     from experiments.store.shards import Stored
@@ -272,8 +273,13 @@ class Workspace:
         return WARM_START if self.config.student == WARM_START_NAME else Path(self.config.student)
 
     def check_student(self, student: Student) -> None:
-        """Raises: InputError: a student that this run would break, or one that was trained on held-out prompts."""
+        """Raises: InputError: a student that this run would break, or one that has seen prompts it is measured on.
+
+        One that was selected on this run's validation prompts may be selected on them once more, not on those of its
+        test: results are measured there.
+        """
         refuse_training_prompts(self.start_directory, [*self.splits.validation, *self.splits.test])
+        refuse_selection_prompts(self.start_directory, self.splits.test)
         longest = max(len(self.teacher.encode(prompt.text)) for part in self.splits for prompt in part)
         needed = min(longest + self.config.max_new_tokens, self.teacher.context_limit)
         if (limit := context_limit_of(student.model)) < needed:
@@ -286,6 +292,11 @@ class Workspace:
                 f"top_p = 1 needs all {self.teacher.vocab_size} output rows of the teacher, student "
                 f"{self.config.student!r} has {student.vocab_size}; take top_p below 1, or a size name"
             )
+
+    def remember_prompts(self, directory: Path) -> None:
+        """Write beside a student of this run which prompts it has seen."""
+        chosen = self.config.warm_start or getattr(self.config, "trials", 0)
+        remember(directory, self.start_directory, self.splits.train, self.splits.validation if chosen else ())
 
     def student_directory(self, cell: Cell) -> Path:
         """Where a cell's student is saved; with several top_p its name says which."""

@@ -24,8 +24,8 @@ from experiments import train
 from experiments.compare import compare, distill
 from experiments.config import CompareConfig, DistillConfig, from_mapping, read_yaml
 from experiments.cost import TIMED
-from experiments.evaluate import TRAINED_ON, refuse_training_prompts
 from experiments.jobs import FailedCells
+from experiments.seen import TRAINED_ON, refuse_training_prompts
 from experiments.train import Trainer
 from experiments.workspace import Workspace
 from tests.envs.models import save_tiny

@@ -57,6 +57,16 @@ def test_sizes_are_those_of_the_models(config: CompareConfig, tmp_path: Path) ->
     assert not config.out.exists()
 
 
+def test_an_arm_that_is_trained_once_is_counted_once(config: CompareConfig) -> None:
+    several = plan(replace(config, agents=("bc", "soft_q"), top_p=(0.5, 0.8, 0.9), updates=70_000))
+    bc, soft_q = (float(cells(several, name)[-2].replace(",", "")) for name in ("bc", "soft_q"))
+    assert soft_q == pytest.approx(3 * bc, rel=0.02) and bc > 1
+    assert "6 runs of 70,000 optimiser steps on 3 episodes each, for every arm; 2 of bc, whose student" in several
+    assert f"the teacher walks at most {6 * 10 * 69:,} tokens" in several
+    alone = plan(replace(config, agents=("bc",), top_p=(0.5, 0.8, 0.9)))
+    assert f"the teacher walks at most {2 * 10 * 69:,} tokens" in alone
+
+
 def test_adapters_alone_have_gradients_and_moments(config: CompareConfig) -> None:
     own = Student(adapted(tiny_model("gpt2"), 2))
     learnt = sum(value.numel() for value in own.parameters() if value.requires_grad)

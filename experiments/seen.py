@@ -1,0 +1,58 @@
+"""Prompts that a student has seen: it was trained on them, or chosen by what it did on them.
+
+Their hashes lie beside the student and are handed on to those that begin with it; to measure it on them is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from envs.errors import InputError
+from envs.prompts import Prompt, prompt_hash
+
+TRAINED_ON = "training_prompts.json"
+SELECTED_ON = "selection_prompts.json"
+"""Validation prompts by which the student's settings, or how long its warm-up went on, were chosen."""
+
+
+def remember(directory: Path, start: Path, trained: Sequence[Prompt], selected: Sequence[Prompt] = ()) -> None:
+    """Write beside a student the hashes of the prompts it has seen, those that its start has seen included.
+
+    Args:
+        start:    where the student began, if that is a directory.
+        trained:  the prompts it was trained on.
+        selected: the prompts it was selected on; none of a student that nothing was chosen for.
+    """
+    for name, prompts in ((TRAINED_ON, trained), (SELECTED_ON, selected)):
+        if hashes := {prompt_hash(prompt.text) for prompt in prompts} | _known(start, name):
+            (directory / name).write_text(json.dumps(sorted(hashes)), encoding="utf-8")
+
+
+def _known(directory: Path, name: str) -> set[str]:
+    record = directory / name
+    return set(json.loads(record.read_text(encoding="utf-8"))) if record.is_file() else set()
+
+
+def refuse_training_prompts(directory: Path, prompts: Sequence[Prompt]) -> None:
+    """Raises: InputError: some of the prompts are among those the student was trained on."""
+    if seen := _among(prompts, _known(directory, TRAINED_ON)):
+        raise InputError(
+            f"{directory} was trained on {len(seen)} of these {len(prompts)} prompts, for one {seen[0][:60]!r}; "
+            "measure it on others"
+        )
+
+
+def refuse_selection_prompts(directory: Path, prompts: Sequence[Prompt]) -> None:
+    """Raises: InputError: some of the prompts are among those the student was selected on."""
+    if seen := _among(prompts, _known(directory, SELECTED_ON)):
+        raise InputError(
+            f"{directory} was selected on {len(seen)} of these {len(prompts)} prompts, for one {seen[0][:60]!r}: its "
+            "settings or its warm-up were chosen by what it did on them, so that figures on them flatter it; measure "
+            "it on others, as the test split of the prompts that it was selected on (--prompt-split test)"
+        )
+
+
+def _among(prompts: Sequence[Prompt], known: set[str]) -> list[str]:
+    return [prompt.text for prompt in prompts if prompt_hash(prompt.text) in known]
