@@ -18,7 +18,7 @@ from experiments.__main__ import main
 from experiments.compare import compare, distill
 from experiments.config import DistillConfig, read_yaml
 from experiments.folder import INPUTS
-from experiments.reproduce import ReproduceConfig, reproduce
+from experiments.reproduce import ReproduceConfig, earlier, reproduce
 from tests.experiments.runs import small
 
 
@@ -65,7 +65,10 @@ def test_a_run_comes_out_again(tmp_path: Path, capsys: pytest.CaptureFixture[str
     compare(replace(config, agents=("kd",)))  # left in the folder, and no part of what the last command says
     compare(config)
     assert main(["reproduce", str(config.out)]) == 0
-    assert "agrees: 7 rows × " in capsys.readouterr().out  # teacher, two starts, two agents × two seeds
+    printed = capsys.readouterr().out
+    assert "agrees: 7 rows × " in printed  # teacher, two starts, two agents × two seeds
+    assert f"2 commands ran in {config.out}, with different settings; the last is repeated alone (agents = " in printed
+    assert "(agents = ['kd'] then ['bc', 'soft_q'])" in printed
     again = tmp_path / "run-reproduced"
     ours, theirs = (out / "students/soft_q-seed1/model.safetensors" for out in (config.out, again))
     assert ours.read_bytes() == theirs.read_bytes()
@@ -115,6 +118,7 @@ def test_what_cannot_be_repeated_is_refused(tmp_path: Path) -> None:
         compare(replace(config, resume=True))
     compare(config)
     compare(replace(config, resume=True))
+    assert earlier(config.out) == []  # the same command twice
     with pytest.raises(InputError, match="is the run itself"):
         reproduce(ReproduceConfig(config.out, config.out))
     other = replace(config, out=tmp_path / "other", seeds=2)
