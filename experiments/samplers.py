@@ -60,7 +60,7 @@ def trials_of(arm: str, count: int) -> list[str]:
     Raises: InputError: the grid has fewer points than trials.
     """
     agent, own = split_arm(arm)
-    open_to = {name: points for name, values in space_of(arm).items() if (points := _points(values))}
+    open_to = {name: tried for name, values in space_of(arm).items() if (tried := _points(values))}
     if not open_to:
         return [arm]
     points = [dict(zip(open_to, values, strict=True)) for values in itertools.product(*open_to.values())]

@@ -295,7 +295,7 @@ class Workspace:
 
     def remember_prompts(self, directory: Path) -> None:
         """Write beside a student of this run which prompts it has seen."""
-        chosen = self.config.warm_start or getattr(self.config, "trials", 0)
+        chosen = bool(self.config.warm_start) or getattr(self.config, "trials", 0) > 0
         remember(directory, self.start_directory, self.splits.train, self.splits.validation if chosen else ())
 
     def student_directory(self, cell: Cell) -> Path:
