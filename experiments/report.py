@@ -76,7 +76,6 @@ RUNNING = TIMED - {"tokens_per_second", "speed_up"} | {"flops_per_token"}
 DRAWN = {"forward_kl": "forward KL to the teacher, nats/token", "task_score": "task score, greedy", "leak": "leak"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
 FIXED_COLOURS = {"teacher": "#000000", "start": "#888888"}
-DASHES = ("-", "--", "-.", ":")
 MARKERS = "osD^v"
 COST = {"price_of_million": "price of a million tokens", "token_ms_1": "milliseconds a token, one text"}
 
@@ -105,15 +104,19 @@ def write_report(
     space: Workspace, rows: Sequence[Row], notes: Sequence[str] = (), profiles: Profiles | None = None
 ) -> None:
     """`results.csv`, `results.md` (the tables, then the notes), the figures and the page, whole or not at all."""
+    from experiments.page.figures import all_sections
     from experiments.page.page import page
+    from experiments.page.paint import draw_sections
     from experiments.page.rebuild import origin_of, replies_of
 
     write(space.out / "results.csv", results_csv(rows))
     write(space.out / "results.md", "\n\n".join([tables(rows, markdown=True), *notes]) + "\n")
-    (space.out / "figures").mkdir(exist_ok=True)
-    draw_curves(rows, space.out / "figures" / "learning_curves.png")
-    draw_masses(rows, space.out / "figures" / "quality_by_top_p.png")
-    draw_frontier(rows, space.out / "figures" / "frontier.png")
+    place = space.out / "figures"
+    place.mkdir(exist_ok=True)
+    draw_masses(rows, place / "quality_by_top_p.png")
+    draw_frontier(rows, place / "frontier.png")
+    sections = all_sections(rows, colours_of(rows), space.config.gamma, profiles)
+    draw_sections(sections, place, drawn=["quality_by_top_p"])
     found = {"replies": replies_of(space.out, rows), "origin": origin_of(space.out)}
     write(space.out / "report.html", page(rows, space.config, notes=notes, profiles=profiles, **found))
 
@@ -198,26 +201,6 @@ def figures_json(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def draw_curves(rows: Sequence[Row], path: Path) -> None:
-    """Validation measures against updates: the mean over seeds, and the range between the seeds."""
-    own = {key: found for key, found in groups(rows).items() if found[0].curve}
-    names = [name for name in DRAWN if any(name in row.curve[0] for found in own.values() for row in found)]
-    colours, masses = colours_of(rows), sorted({top_p for _, top_p in own}, reverse=True)
-    figure, axes = _panels(len(names))
-    for place, name in zip(axes, names, strict=False):
-        for (agent, top_p), found in own.items():
-            updates = [point["updates"] for point in found[0].curve]
-            values = [[row.curve[index][name] for row in found] for index in range(len(updates))]
-            label = agent if len(masses) == 1 else f"{agent}, p = {top_p:g}"
-            style = {"color": colours[agent], "linestyle": DASHES[masses.index(top_p) % len(DASHES)], "linewidth": 1.4}
-            place.plot(updates, [fmean(v) for v in values], label=label, marker=".", **style)
-            place.fill_between(
-                updates, *map(list, zip(*map(_range, values), strict=True)), color=colours[agent], alpha=0.12
-            )
-        place.set(xlabel="updates", title=DRAWN[name])
-    _finish(figure, axes, path)
-
-
 def draw_masses(rows: Sequence[Row], path: Path) -> None:
     """Test measures against top_p: the mean over seeds with its 95 % interval, the teacher and the start too."""
     names = [name for name in DRAWN if any(name in row.measures for row in rows)]
@@ -266,10 +249,6 @@ def colours_of(rows: Sequence[Row]) -> dict[str, str]:
     """One colour an agent, the same in every figure; the teacher is black, the start grey."""
     agents = [agent for agent in dict.fromkeys(row.agent for row in rows) if agent not in FIXED_COLOURS]
     return FIXED_COLOURS | {agent: COLOURS[number % len(COLOURS)] for number, agent in enumerate(agents)}
-
-
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    return min(values), max(values)
 
 
 def _panels(count: int) -> tuple[Any, Any]:

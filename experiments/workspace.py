@@ -4,7 +4,7 @@ config.yaml             the settings
 run.json                versions, commit, command, hardware and digests of every time it ran
 results.csv results.md  one row per agent, seed and top_p; the table
 report.html             one page with tables, figures, replies and how to repeat it; needs nothing else
-figures/*.png           learning curves, quality against top_p
+figures/*.png *.csv     the page's figures, their numbers, and quality against top_p and price
 tensorboard/            event files, a folder a cell
 students/               plain Hugging Face directories
 cells/                  results and checkpoints of single cells

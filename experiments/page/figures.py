@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -24,6 +25,42 @@ CURVES_AGAINST = {"updates": "updates", "tokens": "tokens learnt from", "seconds
 AXES = {"speed_up": "decoding speed, × the teacher's", "parameters": "parameters"}
 COSTS = {"flops": "operations to learn", "seconds": "seconds to learn"}
 LINE = 2
+MEANS = "Means over seeds with their 95 % intervals."
+LARGEST = MEANS[:-1] + ", at the largest top_p."
+
+
+@dataclass(frozen=True)
+class Section:
+    """Figures that belong together: one section of the page, one PNG and one CSV."""
+
+    heading: str
+    name: str  # of the files
+    figures: list[Figure]  # at least one
+    about: str
+
+
+def all_sections(
+    rows: Sequence[Row], colours: Mapping[str, str], usual: float, profiles: Profiles | None = None
+) -> list[Section]:
+    """Everything that these rows let draw, in the page's order.
+
+    Args:
+        usual: γ of the arms that set none.
+    """
+    bins = "Ten bins of confidence, seeds pooled; dotted: calibrated."
+    profile = [profiles_figure(profiles, colours)] if profiles else []
+    curved = "Means over seeds, and the range between the seeds."
+    found = [
+        Section("Learning curves", "learning_curves", curves(rows, colours), curved),
+        Section("Mass of the candidate sets", "quality_by_top_p", mass_sweep(rows, colours), MEANS),
+        Section("Discount", "quality_by_gamma", gamma_sweep(rows, colours, usual), LARGEST),
+        Section("Performance profiles", "profiles", profile, "With 95 % bands."),
+        Section("Quality and what it takes", "quality_and_cost", frontier(rows, colours), LARGEST),
+        Section("Parts of the prompts", "slices", slices(rows, colours), LARGEST),
+        Section("Along the reply", "positions", positions(rows, colours), "Means over prompts and seeds."),
+        Section("Calibration", "calibration", calibration(rows, colours), bins),
+    ]
+    return [section for section in found if section.figures]
 
 
 def masses_of(rows: Sequence[Row]) -> list[float]:
@@ -132,12 +169,14 @@ def profiles_figure(profiles: Profiles, colours: Mapping[str, str]) -> Figure:
     """Performance profiles: the share of runs that score more than τ, with 95 % bands."""
     thresholds, found = profiles
     x, traces = [float(value) for value in thresholds], []
+    masses = sorted({arm.partition(", p = ")[2] or "1" for arm in found}, key=float, reverse=True)
     for arm, (middle, low, high) in found.items():
-        colour = colours.get(arm.partition(", p = ")[0], "#888888")
+        agent, _, mass = arm.partition(", p = ")
+        colour, dash = colours.get(agent, "#888888"), DASHES[masses.index(mass or "1") % len(DASHES)]
         y = [*map(float, high), *reversed([*map(float, low)])]
         area = {"fill": "toself", "fillcolor": colour, "opacity": 0.15, "line": {"width": 0}, "hoverinfo": "skip"}
         traces.append({"type": "scatter", "mode": "lines", "x": [*x, *reversed(x)], "y": y, **area})
-        line = {"color": colour, "width": LINE, "shape": "hv"}
+        line = {"color": colour, "width": LINE, "shape": "hv", "dash": dash}
         own = {"x": x, "y": [*map(float, middle)], "mode": "lines", "name": arm, "line": line}
         traces.append({"type": "scatter", **own})
     return _figure(traces, "share of runs above τ", "score τ")
@@ -197,7 +236,7 @@ def slices(rows: Sequence[Row], colours: Mapping[str, str]) -> list[Figure]:
 def positions(rows: Sequence[Row], colours: Mapping[str, str]) -> list[Figure]:
     """Closeness to the teacher by place in the reply, seeds pooled by their counts; at the largest top_p."""
     parts = {"forward_kl": "count", "leak": "count", "reverse_kl": "own_count", "excess_error": "own_count"}
-    titles = DRAWN | {"reverse_kl": "reverse KL, nats/token", "excess_error": "excess error, nats/token"}
+    titles = DRAWN | {"reverse_kl": "reverse KL, nats/token", "excess_error": "excess error, share of the error"}
     chosen = [row for row in rows if row.top_p == masses_of(rows)[0] and _more(row, "positions")]
     figures = []
     for name, count in parts.items():

@@ -40,28 +40,11 @@ def page(
         origin: what the run noted about itself, an entry of its run.json: versions, commit and hardware.
     """
     colours, parts = colours_of(rows), [("Results", "".join(map(markdown, [tables(rows, markdown=True), *notes])))]
-    drawn = [
-        ("Learning curves", figures.curves(rows, colours), "Means over seeds, and the range between the seeds."),
-        ("Mass of the candidate sets", figures.mass_sweep(rows, colours), MEANS),
-        ("Discount", figures.gamma_sweep(rows, colours, config.gamma), LARGEST),
-        ("Performance profiles", [figures.profiles_figure(profiles, colours)] if profiles else [], "With 95 % bands."),
-        ("Quality and what it takes", figures.frontier(rows, colours), LARGEST),
-        ("Parts of the prompts", figures.slices(rows, colours), LARGEST),
-        ("Along the reply", figures.positions(rows, colours), "Means over prompts and seeds."),
-        (
-            "Calibration",
-            figures.calibration(rows, colours),
-            "Ten bins of confidence, seeds pooled; dotted: calibrated.",
-        ),
-    ]
-    parts += [(heading, _figures(found, rows, colours, about)) for heading, found, about in drawn if found]
+    for part in figures.all_sections(rows, colours, config.gamma, profiles):
+        parts.append((part.heading, _figures(part.figures, rows, colours, part.about)))
     parts += sections(replies) if replies and all(replies.values()) else []
     parts += [("Settings", f"<pre>{escape(dump(config))}</pre>"), ("To repeat it", _repeat(config, origin or {}))]
     return _document(parts, config)
-
-
-MEANS = "Means over seeds with their 95 % intervals."
-LARGEST = MEANS[:-1] + ", at the largest top_p."
 
 
 def _document(parts: Sequence[tuple[str, str]], config: RunConfig) -> str:
