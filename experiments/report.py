@@ -103,7 +103,8 @@ class Row:
 def write_report(
     space: Workspace, rows: Sequence[Row], notes: Sequence[str] = (), profiles: Profiles | None = None
 ) -> None:
-    """`results.csv`, `results.md` (the tables, then the notes), the figures and the page, whole or not at all."""
+    """`results.csv`, `results.md` (the tables, then the notes), figures, TensorBoard's summaries and the page."""
+    from experiments.boards import write_boards
     from experiments.page.figures import all_sections
     from experiments.page.page import page
     from experiments.page.paint import draw_sections
@@ -117,6 +118,7 @@ def write_report(
     draw_frontier(rows, place / "frontier.png")
     sections = all_sections(rows, colours_of(rows), space.config.gamma, profiles)
     draw_sections(sections, place, drawn=["quality_by_top_p"])
+    write_boards(space, rows)
     found = {"replies": replies_of(space.out, rows), "origin": origin_of(space.out)}
     write(space.out / "report.html", page(rows, space.config, notes=notes, profiles=profiles, **found))
 

@@ -5,7 +5,7 @@ run.json                versions, commit, command, hardware and digests of every
 results.csv results.md  one row per agent, seed and top_p; the table
 report.html             one page with tables, figures, replies and how to repeat it; needs nothing else
 figures/*.png *.csv     the page's figures, their numbers, and quality against top_p and price
-tensorboard/            event files, a folder a cell
+tensorboard/            event files, a folder a cell, and summary/: arms over seeds, and the settings of cells
 students/               plain Hugging Face directories
 cells/                  results and checkpoints of single cells
 shared/                 teacher episodes and exams
