@@ -25,6 +25,7 @@ CURVES_AGAINST = {"updates": "updates", "tokens": "tokens learnt from", "seconds
 AXES = {"speed_up": "decoding speed, × the teacher's", "parameters": "parameters"}
 COSTS = {"flops": "operations to learn", "seconds": "seconds to learn"}
 LINE = 2
+IDEAL = "ideal"
 MEANS = "Means over seeds with their 95 % intervals."
 LARGEST = MEANS[:-1] + ", at the largest top_p."
 
@@ -283,7 +284,7 @@ def calibration(rows: Sequence[Row], colours: Mapping[str, str]) -> list[Figure]
     chosen = [row for row in rows if row.top_p == masses_of(rows)[0] and _more(row, "calibration")]
     ideal = {"color": "#888888", "dash": "dot", "width": 1}
     traces: list[Figure] = [
-        {"type": "scatter", "mode": "lines", "x": [0, 1], "y": [0, 1], "name": "ideal", "line": ideal}
+        {"type": "scatter", "mode": "lines", "x": [0, 1], "y": [0, 1], "name": IDEAL, "line": ideal}
     ]
     for (agent, _), found in groups(chosen).items():
         bins = [_more(row, "calibration") for row in found]
@@ -302,7 +303,7 @@ def _more(row: Row, name: str) -> dict[str, Any]:
 
 def _figure(traces: list[Figure], title: str, across: str) -> Figure:
     layout = {
-        "title": {"text": title, "x": 0, "xref": "paper", "font": {"size": 14}},
+        "title": {"text": title, "x": 0.02, "xref": "container", "font": {"size": 14}},
         "xaxis": {"title": {"text": "" if across == title else across}, "automargin": True},
         "yaxis": {"automargin": True},
         "margin": {"l": 44, "r": 12, "t": 36, "b": 44},

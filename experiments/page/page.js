@@ -6,6 +6,7 @@ const printing = matchMedia("print");
 const isDark = () => !printing.matches && (root.dataset.theme || (dark.matches ? "dark" : "light")) === "dark";
 function draw() {
   const ink = isDark() ? "#e8eaed" : "#16191d", rule = isDark() ? "#353c46" : "#d9dde3";
+  const font = { color: ink, size: 12, family: getComputedStyle(document.body).fontFamily };
   for (const box of document.querySelectorAll(".figure")) {
     const text = box.nextElementSibling.textContent;
     // Black is the teacher's colour, which a dark page would hide.
@@ -13,7 +14,9 @@ function draw() {
     const layout = figure.layout, axis = { gridcolor: rule, zerolinecolor: rule, linecolor: rule };
     layout.xaxis = { ...layout.xaxis, ...axis };
     layout.yaxis = { ...layout.yaxis, ...axis };
-    Object.assign(layout, { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size: 12 } });
+    Object.assign(layout, { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font });
+    // Paper has another width, of which no resize tells.
+    if (printing.matches) layout.width = box.clientWidth - 12;
     Plotly.react(box, figure.data, layout, { responsive: true, displayModeBar: false });
   }
 }

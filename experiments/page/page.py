@@ -93,12 +93,10 @@ def _finite(value: Any) -> Any:
 
 def _figures(found: Sequence[Figure], rows: Sequence[Row], colours: Mapping[str, str], about: str) -> str:
     """A section's figures below the names of its colours and dashes."""
-    shown = {str(trace.get("name", "")).split(", p = ")[0] for figure in found for trace in figure["data"]}
-    chips = [
-        f'<li><i style="--c:{_chip(colour)}"></i>{escape(agent)}</li>'
-        for agent, colour in colours.items()
-        if agent in shown
-    ]
+    named = [trace for figure in found for trace in figure["data"] if trace.get("name", figures.IDEAL) != figures.IDEAL]
+    shown = {trace["name"].split(", p = ")[0]: trace["line"]["color"] for trace in named}
+    order = [*(agent for agent in colours if agent in shown), *(agent for agent in shown if agent not in colours)]
+    chips = [f'<li><i style="--c:{_chip(shown[agent])}"></i>{escape(agent)}</li>' for agent in order]
     used = {trace.get("line", {}).get("dash") for figure in found for trace in figure["data"]}
     masses = figures.masses_of(rows)
     if len(masses) > 1 and used & {figures.dash_of(rows, top_p) for top_p in masses[1:]}:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,30 @@ def test_a_discount_sweep_joins_the_arms_of_an_agent() -> None:
     """γ = 0 of its arm, 1 as usual: KL 0.4 + 0.01 · {0, 1} and 0.3 + 0.01 · {0, 1}, means 0.405 and 0.305."""
     (line,) = figures.gamma_sweep(rows((0.9,)), colours_of(rows()), 1.0)[0]["data"]
     assert (line["name"], line["x"]) == ("soft_q", [0.0, 1.0]) and line["y"] == pytest.approx([0.405, 0.305])
+
+
+def test_a_line_that_no_arm_has_is_named_above_its_figures() -> None:
+    """The sweep of γ joins soft_q and soft_q@gamma=0; with arms of γ = 0 and 1 alone its line is nobody else's."""
+    found = [replace(row, agent="soft_q@gamma=1") if row.agent == "soft_q" else row for row in rows((0.9,))]
+    html = own_part(page(found, CompareConfig(agents=("bc", "soft_q@gamma=0", "soft_q@gamma=1"))))
+    part = html[html.index("<h2>Discount</h2>") :]
+    assert "</i>soft_q</li>" in part[: part.index("</ul>")] and "ideal</li>" not in html
+
+
+def test_profiles_of_a_smaller_mass_are_dashed() -> None:
+    one = ([1.0], [1.0], [1.0])
+    figure = figures.profiles_figure(([0.0], {"bc, p = 0.5": one, "bc, p = 0.9": one}), {"bc": "#0072B2"})
+    assert [line["line"]["dash"] for line in figure["data"] if "name" in line] == ["dash", "solid"]
+    (line,) = (t for t in figures.profiles_figure(([0.0], {"bc": one}), {})["data"] if "name" in t)
+    assert line["line"]["dash"] == "solid"
+
+
+def test_paper_is_white() -> None:
+    """Dark colours are the screen's alone, whatever theme was chosen."""
+    css = (Path(figures.__file__).parent / "page.css").read_text(encoding="utf-8")
+    blocks = re.findall(r"(@media [^{]*)\{((?:[^{}]*\{[^{}]*\})*[^{}]*)\}", css)
+    dark = [query for query, block in blocks if "#14171b" in block]
+    assert len(dark) == css.count("#14171b") == 2 and all(query.startswith("@media screen") for query in dark)
 
 
 def test_series_are_pooled_by_their_counts() -> None:
