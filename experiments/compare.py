@@ -10,7 +10,7 @@ from pathlib import Path
 from agents import parallel
 from agents.student import SIZES
 from envs.errors import InputError
-from experiments import launch, ray_jobs, statistics, tuning, warm_up
+from experiments import launch, ray_jobs, share, statistics, tuning, warm_up
 from experiments.arms import agent_of
 from experiments.cell import build_agent, check_settings, trained_once
 from experiments.config import ABSENT, CompareConfig, DistillConfig, RunConfig
@@ -61,6 +61,7 @@ def _run(space: Workspace, arms: Sequence[str], cells: list[Cell], config: Compa
     check_price(config.price)
     launch.check(arms, jobs, trials)
     ray_jobs.check(config)
+    share.check(config)
     _ = space.stored  # a store that does not fit is refused before anything is written
     student = space.seedling(cells[-1].seed if cells else 0)
     once = set()
@@ -80,6 +81,8 @@ def _run(space: Workspace, arms: Sequence[str], cells: list[Cell], config: Compa
     _check_settings(config, [*arms, config.warm_start])
     space.check_student(student)
     with full_disk_is_said(space.out), space.opened():
+        if space.share is not None:
+            space.share.begin(space)
         notes = [tuning.tune(space, arms, trials, getattr(config, "select", ""), jobs)] if trials else []
         if not cells:
             return []

@@ -191,6 +191,9 @@ class CompareConfig(RunConfig):
     """CPU cores that Ray sets aside for a cell, and its threads unless --threads says so."""
     cell_gpus: float = 0.0
     """GPUs that Ray sets aside for a cell; a fraction shares one."""
+    share: str = ""
+    """A path or URL that other machines with the same command share, by fsspec: each cell is run by one of them, and
+    its results are taken over by all. Credentials belong into the backend's own settings."""
     resume: bool = False
     """Go on with a run that was begun before, and refuse a folder that holds none; without it either is taken."""
     out: Path = Path("runs/compare")

@@ -26,6 +26,8 @@ from envs.errors import InputError
 from experiments.config import RunConfig
 from experiments.folder import full_disk_is_said, write
 from experiments.report import Row
+from experiments.share import Elsewhere, ShareError
+from experiments.shared_cells import share_cell, share_cells
 from experiments.train import START, run_cell
 from experiments.warm_up import warm_up
 from experiments.workspace import Cell, Report, Workspace
@@ -51,6 +53,12 @@ def run_cells(space: Workspace, cells: Sequence[Cell], jobs: int, about: str = "
     """
     if not cells:
         return []
+    if space.share is not None:
+        return share_cells(space, cells, lambda left: _run_cells(space, left, jobs, about))
+    return _run_cells(space, cells, jobs, about)
+
+
+def _run_cells(space: Workspace, cells: Sequence[Cell], jobs: int, about: str) -> Failures:
     if getattr(space.config, "ray", ""):
         from experiments.ray_jobs import in_ray
 
@@ -70,22 +78,33 @@ def set_threads(config: RunConfig, jobs: int) -> None:
 def run_one(space: Workspace, cell: Cell, report: Report) -> None:
     """Run a cell alone: a process that a killed driver has left at it is waited for.
 
-    Whatever ends it unforeseen is kept beside it, in error.txt.
+    Whatever ends it unforeseen is kept beside it, in error.txt. Of a shared comparison it may be taken over instead.
+
+    Raises: Elsewhere: another machine is at it.
     """
-    folder = space.out / "cells" / cell.name
     with _alone(space, cell):
-        try:
-            if space.config.warm_start:
-                with full_disk_is_said(space.out):
-                    warm_up(space, cell.seed, report)
-            run_cell(space, cell, report)
-        except (DivergedError, *ENDS_ALL):
-            raise
-        except Exception:  # an agent of a user's own may raise anything; it is written down, and raised
-            with suppress(OSError):
-                write(folder / "error.txt", traceback.format_exc())
-            raise
-        (folder / "error.txt").unlink(missing_ok=True)
+        if space.share is None:
+            _run_here(space, cell, report)
+        else:
+            settings = space.settings(cell.agent, None if cell.role else cell.top_p)
+            with full_disk_is_said(space.out):
+                share_cell(space, cell, settings, lambda: _run_here(space, cell, report))
+
+
+def _run_here(space: Workspace, cell: Cell, report: Report) -> None:
+    folder = space.out / "cells" / cell.name
+    try:
+        if space.config.warm_start:
+            with full_disk_is_said(space.out):
+                warm_up(space, cell.seed, report)
+        run_cell(space, cell, report)
+    except (DivergedError, ShareError, *ENDS_ALL):
+        raise
+    except Exception:  # an agent of a user's own may raise anything; it is written down, and raised
+        with suppress(OSError):
+            write(folder / "error.txt", traceback.format_exc())
+        raise
+    (folder / "error.txt").unlink(missing_ok=True)
 
 
 @contextmanager
@@ -126,7 +145,8 @@ class Progress:
 
     def failed(self, cell: Cell, error: BaseException) -> None:
         """Say so at once; the end of the command says it again."""
-        self.bar.write(f"{cell.name} failed: {said(error)}")
+        if not isinstance(error, Elsewhere):  # which is looked at again
+            self.bar.write(f"{cell.name} failed: {said(error)}")
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from experiments.workspace import Cell, Workspace
 
 RESULTS = "results.csv"
 KEYS = ("agent", "seed", "top_p")
-ELSEWHERE = {"out", "json", "jobs", "threads", "retries", "resume", "ray", "cell_cpus", "cell_gpus"}
+ELSEWHERE = {"out", "json", "jobs", "threads", "retries", "resume", "ray", "cell_cpus", "cell_gpus", "share"}
 """Settings that say where and how a run is computed, not what."""
 
 
@@ -84,7 +84,7 @@ def reproduce(config: ReproduceConfig) -> Outcome:
     notes += earlier(config.run)
     again = replace(settings, out=out, json=None, threads=threads or settings.threads)
     if isinstance(again, CompareConfig):
-        again = replace(again, resume=False, jobs=config.jobs or again.jobs)
+        again = replace(again, resume=False, share="", jobs=config.jobs or again.jobs)
     _check_out(config.run, settings, out)
     _check_inputs(config.run, again)
     try:

@@ -47,6 +47,7 @@ from experiments.references import replies_of
 from experiments.seen import refuse_selection_prompts, refuse_training_prompts, remember
 
 if TYPE_CHECKING:
+    from experiments.share import Share
     from experiments.store.shards import Stored
 
 Report = Callable[[str, int], None]  # (what is going on, updates done since the last call)
@@ -129,6 +130,13 @@ class Workspace:
         if self.stored is not None:
             digests["store"] = digest(json.dumps(self.stored.store.manifest.shards, sort_keys=True))
         return digests
+
+    @cached_property
+    def share(self) -> Share | None:
+        """The path that other machines fill together with this run, if there is one; of a folder that is open."""
+        from experiments.share import Share
+
+        return Share.of(self) if getattr(self.config, "share", "") else None
 
     @cached_property
     def device(self) -> str:
@@ -350,7 +358,7 @@ class Workspace:
             with path.with_suffix(".lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not path.is_file():
-                    make()
+                    make() if self.share is None else self.share.once(path, make)
 
         parallel.first(look)
 
