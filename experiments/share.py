@@ -115,6 +115,7 @@ class Share:
     lease: float = LEASE
     renew: float = RENEW
     seen: dict[str, tuple[bytes, float]] = field(default_factory=dict)  # claims as they last changed
+    broken: set[str] = field(default_factory=set)  # uploads that were found not to be whole
 
     def __post_init__(self) -> None:
         self.system, self.root = connected(self.url)
@@ -167,6 +168,7 @@ class Share:
             return False
         files: dict[str, str] = marker["files"]
         partials = {place: self.out / f"{place}.partial" for place in files}
+        self.broken.add(marker["token"])  # until it is seen to be whole
         try:
             for place, partial in partials.items():
                 partial.parent.mkdir(parents=True, exist_ok=True)
@@ -176,6 +178,7 @@ class Share:
                     return False
             for place, partial in partials.items():
                 os.replace(partial, self.out / place)
+            self.broken.remove(marker["token"])
         except FileNotFoundError:  # of an upload that something has thinned out since
             return False
         finally:
@@ -197,7 +200,7 @@ class Share:
                 self.system.makedirs(f"{self.root}/{name}/{token}/{place}".rpartition("/")[0], exist_ok=True)
                 self.system.put_file(str(path), f"{self.root}/{name}/{token}/{place}")
         found = self._json(f"{name}/{DONE}")
-        if found is not None and self._whole(name, found):
+        if found is not None and found["token"] not in self.broken:
             with self._asked():
                 self.system.rm(f"{self.root}/{name}/{token}", recursive=True)
             return False
@@ -205,10 +208,6 @@ class Share:
         marker = {"token": token, "fingerprint": self.fingerprint, "settings": settings, "files": files, **who}
         self._put(f"{name}/{DONE}", json.dumps(marker, indent=1).encode())
         return True
-
-    def _whole(self, name: str, marker: dict[str, Any]) -> bool:
-        with self._asked():
-            return all(self.system.exists(f"{self.root}/{name}/{marker['token']}/{file}") for file in marker["files"])
 
     @contextmanager
     def claimed(self, name: str) -> Iterator[None]:
