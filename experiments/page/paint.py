@@ -93,10 +93,11 @@ def _panel(place: Any, figure: Figure) -> None:
         if "fill" in trace:
             place.fill(trace["x"], trace["y"], color=trace["fillcolor"], alpha=trace["opacity"], linewidth=0)
             continue
-        y = [math.nan if value is None else value for value in trace["y"]] if not order else trace["y"]
         if order:  # arms side by side within a category
             shift = (flat.index(trace) - (len(flat) - 1) / 2) * 0.7 / len(flat)
-            y = [order.index(name) - shift for name in y]
+            y = [order.index(name) - shift for name in trace["y"]]
+        else:
+            y = [math.nan if value is None else value for value in trace["y"]]
         style: dict[str, Any] = {"color": line["color"], "label": trace["name"]}
         style |= {"linewidth": max(1.0, 0.7 * line.get("width", 2)), "linestyle": DASHES[line.get("dash", "solid")]}
         if line.get("shape") == "hv":

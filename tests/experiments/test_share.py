@@ -40,7 +40,8 @@ def url() -> Iterator[str]:
 
 def machine(folder: Path, name: str, url: str, **changes: Any) -> CompareConfig:
     """The one command on a machine of this name."""
-    return small(folder, share=url, out=folder / name, **{"agents": ("bc",), **changes})
+    usual = {"agents": ("bc",), "updates": 2, "eval_every": 2}
+    return small(folder, share=url, out=folder / name, **{**usual, **changes})
 
 
 def same(ours: list[Row], theirs: list[Row]) -> bool:
@@ -140,7 +141,7 @@ def test_results_of_other_settings_and_inputs_are_refused(tmp_path: Path, url: s
     lr = ("bc.lr=1e-4",)
     for number, (changes, says) in enumerate(
         [
-            ({"updates": 7}, "updates = 6, this one has 7"),
+            ({"updates": 7}, "updates = 2, this one has 7"),
             ({"prompts": tmp_path / "more.txt"}, "the digest of"),
             (
                 {"prompts": tmp_path / "moved.txt", "agent_config": lr},
