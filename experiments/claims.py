@@ -33,7 +33,7 @@ def ended(held: bytes) -> bool:
         os.kill(claim["pid"], 0)
     except ProcessLookupError:
         return True
-    except (ValueError, OSError):  # half of a claim, or a process of somebody else
+    except (ValueError, KeyError, OSError):  # half of a claim, or a process of somebody else
         return False
     return False
 
@@ -43,5 +43,5 @@ def who(held: bytes) -> str:
     try:
         claim = json.loads(held)
         return f"process {claim['pid']} of {claim['host']}"
-    except ValueError:
+    except (ValueError, KeyError):
         return "another process"

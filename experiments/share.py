@@ -96,12 +96,17 @@ def connected(url: str) -> tuple[Any, str]:
     try:
         system, root = fsspec.url_to_fs(url)
     except ImportError as error:
-        package = str(known_implementations[protocol]["class"]).partition(".")[0]
+        known = known_implementations.get(protocol.rpartition("::")[2], {"class": "fsspec"})
+        package = str(known["class"]).partition(".")[0]
         if package == "fsspec":  # its own code, which needs a library
             package = str(getattr(error.__cause__, "name", "") or error)
         raise InputError(f"--share {url} needs {package}, which is not installed: pip install {package}") from error
     except ValueError as error:
         raise InputError(f"--share {url}: {error}; give a path, or a URL as s3://bucket/folder") from error
+    except Exception as error:  # backends that connect at once raise errors of their own
+        raise InputError(
+            f"--share {url} cannot be reached ({_line(error)}); give a path that this machine sees"
+        ) from error
     return system, str(root).rstrip("/")
 
 
