@@ -19,6 +19,7 @@ from experiments.page.figures import Figure, Section
 DASHES = {"solid": "-", "dash": "--", "dashdot": "-.", "dot": ":"}
 COLUMNS = {1: 1, 2: 2, 4: 2}  # of so many panels; three otherwise
 WIDTH, ALONE, DPI = 4.2, 6.0, 150  # inches of a panel, of one that is alone, and dots an inch
+LETTER, EDGE, GAP = 0.065, 0.15, 0.75  # inches of a letter, at the edge, and between two lines of panels
 PIXELS = 80  # the page's, an inch
 NAMES = ("figure", "against", "arm", "x", "y", "low", "high", "half_width")
 
@@ -63,19 +64,30 @@ def paint(figures: Sequence[Figure], path: Path) -> None:
     columns = COLUMNS.get(len(figures), 3)
     lines = [figures[start : start + columns] for start in range(0, len(figures), columns)]
     heights = [max(figure["layout"]["height"] for figure in line) / PIXELS for line in lines]
-    width = WIDTH * columns if columns > 1 else ALONE
-    canvas = Canvas(figsize=(width, sum(heights) + 0.4), layout="constrained")
+    width, height = WIDTH * columns if columns > 1 else ALONE, sum(heights) + 0.4
+    canvas = Canvas(figsize=(width, height))
     panels = canvas.subplots(len(lines), columns, squeeze=False, height_ratios=heights)
     for place, figure in zip(panels.flat, figures, strict=False):
         _panel(place, figure)
     for place in panels.flat[len(figures) :]:
         place.remove()
     shown = {label: handle for place in canvas.axes for handle, label in zip(*_legend(place), strict=True)}
-    options = {"ncols": min(len(shown), int(width / 2)), "fontsize": 8, "frameon": False}
-    canvas.legend(shown.values(), shown.keys(), loc="outside lower center", **options)
+    abreast = min(len(shown), int(width / 2))
+    canvas.legend(shown.values(), shown.keys(), loc="lower center", ncols=abreast, fontsize=8, frameon=False)
+    # Laid out by hand: matplotlib's own layouts draw everything twice.
+    left = 0.6 + LETTER * max((len(name) for figure in figures for name in _categories(figure)), default=0)
+    bottom = 0.6 + 0.2 * math.ceil(len(shown) / abreast)
+    wide = (width - left - EDGE - (columns - 1) * (left + EDGE)) / columns
+    high = (height - EDGE - bottom - GAP * len(lines)) / len(lines)
+    edges = {"left": left / width, "right": 1 - EDGE / width, "bottom": bottom / height}
+    canvas.subplots_adjust(**edges, top=1 - (EDGE + 0.25) / height, wspace=(left + EDGE) / wide, hspace=GAP / high)
     partial = path.with_name(path.name + ".partial")
     canvas.savefig(partial, dpi=DPI, format="png")
     partial.replace(path)
+
+
+def _categories(figure: Figure) -> list[str]:
+    return list(figure["layout"]["yaxis"].get("categoryarray", []))
 
 
 def _legend(place: Any) -> tuple[list[Any], list[str]]:
@@ -85,8 +97,7 @@ def _legend(place: Any) -> tuple[list[Any], list[str]]:
 
 def _panel(place: Any, figure: Figure) -> None:
     layout = figure["layout"]
-    across, along = layout["xaxis"], layout["yaxis"]
-    order: list[str] = along.get("categoryarray", [])
+    across, order = layout["xaxis"], _categories(figure)
     flat = [trace for trace in figure["data"] if order]
     for trace in figure["data"]:
         line = trace["line"]
