@@ -73,6 +73,7 @@ def _guarded(command: str, words: list[str]) -> int:
     from agents.errors import InputError as AgentInputError
     from envs.errors import InputError, UnavailableError
     from experiments import launch
+    from experiments.gate.judge import Failed
     from experiments.jobs import FailedCells
     from experiments.reproduce import Differs
 
@@ -82,7 +83,7 @@ def _guarded(command: str, words: list[str]) -> int:
         COMMAND_OF[command](words)
     except (InputError, AgentInputError) as error:
         return _say(str(error), 2)
-    except (DivergedError, FailedCells, Differs, UnavailableError) as error:
+    except (DivergedError, FailedCells, Differs, UnavailableError, Failed) as error:
         return _say(str(error), 1)
     except KeyboardInterrupt:
         after = "what was printed stands" if command == "coverage" else "the same command goes on where it stopped"
@@ -213,11 +214,22 @@ def _reproduce(words: list[str]) -> None:
 def _evaluate(words: list[str]) -> None:
     from experiments import evaluate
     from experiments.config import EvaluateConfig
+    from experiments.gate import judge, run, show
 
     settings = _parse(EvaluateConfig, "evaluate", words)
-    figures = evaluate.run(settings)
-    _print_figures(figures)
-    _write_json(settings.json, _named(figures))
+    run.check_junit(settings)
+    if settings.gate is None:
+        figures = evaluate.run(settings).figures
+        _print_figures(figures)
+        _write_json(settings.json, _named(figures))
+        return
+    gated = run.run(settings)
+    _print_figures(gated.figures)
+    _write_json(settings.json, {**_named(gated.figures), "gate": show.data_of(gated.judgement)})
+    print(f"\n{show.text_of(gated.judgement, gated.gate.confidence)}")
+    if not gated.judgement.passed:
+        failed = [own.name for own in gated.judgement.verdicts if not own.passed]
+        raise judge.Failed(f"{settings.student} does not pass {settings.gate}: {'; '.join(failed)}")
 
 
 def _report(words: list[str]) -> None:

@@ -221,6 +221,10 @@ class EvaluateConfig(LoadConfig):
     """Use at most that many prompts."""
     price: float | None = None
     """What an hour of this machine costs, in any currency: the figures then say what a million tokens cost."""
+    gate: Path | None = None
+    """A YAML file of conditions on the figures; the exit code is 1 if one of them is not met."""
+    junit: Path | None = None
+    """With a gate: write its conditions and the critical cases to this file as JUnit XML."""
     json: Path | None = None
     """Write the figures to this file too."""
 

@@ -24,11 +24,12 @@ from envs.hf_teacher import load_causal_lm
 from envs.prompts import Prompt, embedded_prompts, load_prompts, split_prompts
 from envs.sequences import right_padded
 from envs.teachers import Teacher, load_teacher
-from experiments import positions, slices
+from experiments import per_prompt, positions, slices
 from experiments.calibration import expected_error, reliability
 from experiments.config import ABSENT, EvaluateConfig
 from experiments.cost import TOKENS, check_price, costs, with_price
-from experiments.metrics import TokenMeasures, common_vocabulary, rouge_l, task_measures, token_measures
+from experiments.metrics import TokenMeasures, common_vocabulary, rouge_each, task_each, task_measures, token_measures
+from experiments.per_prompt import Parts
 from experiments.seen import refuse_selection_prompts, refuse_training_prompts
 from experiments.text_metrics import matched_measures, text_measures
 
@@ -64,6 +65,17 @@ class Findings:
     measures: dict[str, float]
     more: dict[str, Any]  # slices, positions, calibration; the latter two of a teacher that is there
     replies: list[list[int]]  # the greedy ones
+    parts: dict[str, Parts] = field(default_factory=dict)  # what each prompt adds to the measures that are means
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `tdistill evaluate` finds."""
+
+    figures: dict[str, float]
+    exam: Exam
+    student: Findings
+    teacher: Findings | None  # where it was asked for
 
 
 def set_exam(teacher: Teacher, prompts: Sequence[Prompt], rule: Rule, train: Sequence[Prompt] = ()) -> Exam:
@@ -116,7 +128,7 @@ def examine(student: Any, exam: Exam, teacher: Teacher, rule: Rule) -> Findings:
     beside = along(student, exam.ids, exam.samples, teacher, rule) if exam.samples else None
     figures = _closeness(beside, greedy, exam)
     figures |= {"greedy_length": fmean(map(len, replies)), "length": fmean(map(len, samples)), **text_measures(samples)}
-    overlaps = {"rouge_l": rouge_l(greedy, [prompt.references for prompt in exam.prompts])}
+    overlaps = {"rouge_l": rouge_each(greedy, [prompt.references for prompt in exam.prompts])}
     parts: list[tuple[TokenMeasures, list[int]]] = []
     more: dict[str, Any] = {}
     if beside is not None:
@@ -125,13 +137,15 @@ def examine(student: Any, exam: Exam, teacher: Teacher, rule: Rule) -> Findings:
         parts = [(beside, lengths[0]), (own, lengths[1])]
         more = _by_position(*parts) | {"calibration": _calibration(beside, exam)}
         figures |= _own_text(own, exam, samples, more)
-        overlaps["rouge_l_teacher"] = rouge_l(greedy, [[teacher.decode(reply)] for reply in exam.greedy])
+        overlaps["rouge_l_teacher"] = rouge_each(greedy, [[teacher.decode(reply)] for reply in exam.greedy])
     more["slices"] = slices.by_tag(exam.prompts, greedy, samples, *parts)
     if beside is not None:
         more["slices"] |= slices.rare_words(beside, exam.samples, set(exam.rare))
-    figures |= {name: value for name, value in overlaps.items() if value is not None}
+    by_prompt = {**overlaps, **task_each(greedy, exam.prompts)}
+    added = per_prompt.parts(by_prompt, replies, samples, *parts)
+    figures |= {name: per_prompt.mean(added[name]) for name in overlaps if added[name][:, 1].any()}
     figures["parameters"] = float(parameters_of(teacher if student is None else student))
-    return Findings(figures, more, replies)
+    return Findings(figures, more, replies, added)
 
 
 def _greedy(student: Any, exam: Exam, teacher: Teacher, rule: Rule) -> tuple[list[list[int]], list[str]]:
@@ -257,8 +271,8 @@ def _score(student: Any, texts: list[list[int]]) -> torch.Tensor:
     return normalise(torch.where(mask[..., None] > 0, logits, 0.0)).cpu()
 
 
-def run(config: EvaluateConfig) -> dict[str, float]:
-    """`tdistill evaluate`: measure a directory on held-out prompts.
+def run(config: EvaluateConfig, beside_teacher: bool = False) -> Evaluation:
+    """`tdistill evaluate`: measure a directory on held-out prompts; the teacher's own measures too if asked for.
 
     Raises: InputError: prompts that the student was trained or selected on, or bad settings.
     """
@@ -277,7 +291,9 @@ def run(config: EvaluateConfig) -> dict[str, float]:
     exam = set_exam(teacher, prompts, rule)
     own, theirs = costs(model, exam.ids, teacher, max(2, min(TOKENS, rule.max_new_tokens)))
     cost = with_price(speeds(model, exam, teacher, rule) | own, config.price)
-    return {**measure(model, exam, teacher, rule), **cost, **{f"teacher_{name}": x for name, x in theirs.items()}}
+    found = examine(model, exam, teacher, rule)
+    figures = {**found.measures, **cost, **{f"teacher_{name}": x for name, x in theirs.items()}}
+    return Evaluation(figures, exam, found, examine(None, exam, teacher, rule) if beside_teacher else None)
 
 
 def chosen_prompts(config: EvaluateConfig) -> list[Prompt]:

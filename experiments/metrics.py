@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
@@ -77,13 +77,17 @@ def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> f
 
     Source: Lin (2004), by the `rouge-score` package.
     """
-    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
-    found = [
-        max(scorer.score(reference, text)["rougeL"].fmeasure for reference in own)
-        for text, own in zip(candidates, references, strict=True)
-        if own
-    ]
+    found = [value for value in rouge_each(candidates, references) if value is not None]
     return fmean(found) if found else None
+
+
+def rouge_each(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[float | None]:
+    """The same of every text; None of one without references."""
+    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
+    return [
+        max((scorer.score(reference, text)["rougeL"].fmeasure for reference in own), default=None)
+        for text, own in zip(candidates, references, strict=True)
+    ]
 
 
 def task_measures(replies: Sequence[str], prompts: Sequence[Prompt]) -> dict[str, float]:
@@ -92,19 +96,26 @@ def task_measures(replies: Sequence[str], prompts: Sequence[Prompt]) -> dict[str
     `task_score` is over copied slots and required phrases, `critical_pass` the share of critical cases whose phrases
     are all present, `computed_score` and `rare_recall` the totals and the rare names.
     """
+    found = {}
+    for name, values in task_each(replies, prompts).items():
+        if there := [value for value in values if value is not None]:
+            found[name] = fmean(there)
+    return found
+
+
+def task_each(replies: Sequence[str], prompts: Sequence[Prompt]) -> dict[str, list[float | None]]:
+    """The same of every reply; None where it has nothing to check."""
     scores = [score_reply(reply, prompt.checks) for reply, prompt in zip(replies, prompts, strict=True)]
     critical = [
-        float(score.required == 1.0)
+        float(score.required == 1.0) if "critical" in prompt.tags and score.required is not None else None
         for score, prompt in zip(scores, prompts, strict=True)
-        if "critical" in prompt.tags and score.required is not None
     ]
-    parts: Mapping[str, list[float]] = {
-        "task_score": [score.task for score in scores if score.task is not None],
+    return {
+        "task_score": [score.task for score in scores],
         "critical_pass": critical,
-        "computed_score": [score.computed for score in scores if score.computed is not None],
-        "rare_recall": [score.rare for score in scores if score.rare is not None],
+        "computed_score": [score.computed for score in scores],
+        "rare_recall": [score.rare for score in scores],
     }
-    return {name: fmean(values) for name, values in parts.items() if values}
 
 
 # Quantiles .975 of Student's t for 1, 2, … degrees of freedom.

@@ -33,7 +33,7 @@ def blocks() -> list[Block]:
     return [
         Block(text.count("\n", 0, found.start()) + 1, found["when"] or "", found["language"], found["body"])
         for found in FENCE.finditer(text)
-        if found["language"] in {"python", "console", "bash", "sh"}
+        if found["language"] in {"python", "console", "bash", "sh", "yaml"}
     ]
 
 
