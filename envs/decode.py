@@ -102,6 +102,7 @@ def decode(
     stop: Callable[[list[int]], bool] | None = None,
     vocabulary: int | None = None,
     progress: str | None = None,
+    adjust: Callable[[int, list[int], Tensor], Tensor] | None = None,
 ) -> list[list[int]]:
     """The new tokens of every prompt, the closing EOS included where one was produced.
 
@@ -117,6 +118,8 @@ def decode(
         stop: told the new tokens so far, says whether the text ends there.
         vocabulary: only ids below it are drawn; None = all. For a student whose padding rows its teacher does not have.
         progress: label of a progress bar; None shows none.
+        adjust: given the number of a prompt, the new tokens so far and the logits (V,) of the next, returns the logits
+            that it is drawn from; None draws from the model's.
     Raises: InputError: an empty or too long prompt.
     """
     is_teacher = hasattr(policy, "walk")
@@ -137,6 +140,8 @@ def decode(
                 return replies
             ages = np.array([len(replies[index]) if index >= 0 else 0 for index in serving])
             logits = scores_of(decoder)[0][:, :vocabulary]
+            if adjust is not None:
+                logits = _adjusted(logits, serving, replies, adjust)
             tokens = _draw(logits, temperature, uniforms[np.arange(len(serving)), ages])
             ended = torch.isin(tokens, ends)
             for row in active.nonzero()[:, 0].tolist():
@@ -169,6 +174,17 @@ def _refill(
         if isinstance(decoder, Expectant):
             decoder.expect([prompts[index] for index in islice(queue, len(serving))])
         decoder.start([row for row, _ in taken], [prompts[index] for _, index in taken])
+
+
+def _adjusted(
+    logits: Tensor,
+    serving: np.ndarray[Any, Any],
+    replies: list[list[int]],
+    adjust: Callable[[int, list[int], Tensor], Tensor],
+) -> Tensor:
+    """The logits of the rows that serve a prompt, changed.  # (N, V)"""
+    pairs = zip(serving.tolist(), logits, strict=True)
+    return torch.stack([adjust(index, replies[index], row) if index >= 0 else row for index, row in pairs])
 
 
 def _draw(logits: Tensor, temperature: float, uniforms: np.ndarray[Any, Any]) -> Tensor:

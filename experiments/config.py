@@ -242,6 +242,9 @@ class GenerateConfig(LoadConfig):
     """0 takes the most probable token."""
     max_new_tokens: int = 96
     seed: int = 0
+    rules: str = "beside"
+    """Phrases that the student's replies must or must not say: a YAML file; "beside": rules.yaml in its directory, if
+    there is one; "none"."""
 
 
 C = TypeVar("C", bound="DataclassInstance")

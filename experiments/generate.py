@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from envs.decode import decode
@@ -12,6 +13,8 @@ from envs.hf_teacher import load_causal_lm
 from envs.teachers import Teacher, load_teacher
 from experiments.config import GenerateConfig
 from experiments.evaluate import check_same_tokens
+from experiments.rules.processor import adjuster
+from experiments.rules.rules import FILE, Rules, rules_for
 
 
 def run(config: GenerateConfig) -> None:
@@ -26,14 +29,28 @@ def run(config: GenerateConfig) -> None:
     teacher = load_teacher(config.teacher, config.loading)
     student, tokenizer = load_causal_lm(config.student, config.student_loading)
     check_same_tokens(teacher, tokenizer)
+    rules = _rules(config, tokenizer, teacher)
     for prompt in config.prompt or _typed():
         print(f"\n> {prompt}")
         for name, policy in (("student", student), ("teacher", teacher)):
-            text, speed = reply(policy, prompt, teacher, config)
+            text, speed = reply(policy, prompt, teacher, config, rules if name == "student" else None)
             print(f"  {name} ({speed:,.0f} tokens/s): {text}")
 
 
-def reply(policy: Any, prompt: str, teacher: Teacher, config: GenerateConfig) -> tuple[str, float]:
+def _rules(config: GenerateConfig, tokenizer: Any, teacher: Teacher) -> Rules | None:
+    """The rules that the student keeps to, said once; None: there are none."""
+    beside = Path(config.student) / FILE
+    if config.rules == "none" or (config.rules == "beside" and not beside.is_file()):
+        return None
+    path = beside if config.rules == "beside" else Path(config.rules)
+    found = rules_for(path, tokenizer, teacher.eos_ids, config.max_new_tokens)
+    print(f"rules of the student's replies: {path} ({len(found.rules)})")
+    return found
+
+
+def reply(
+    policy: Any, prompt: str, teacher: Teacher, config: GenerateConfig, rules: Rules | None = None
+) -> tuple[str, float]:
     """One reply and the speed of its decoding in tokens per second."""
     start = time.perf_counter()
     (tokens,) = decode(
@@ -44,6 +61,7 @@ def reply(policy: Any, prompt: str, teacher: Teacher, config: GenerateConfig) ->
         temperature=config.temperature,
         seed=config.seed,
         vocabulary=teacher.vocab_size,
+        adjust=None if rules is None else adjuster(rules, [prompt]),
     )
     return teacher.decode(tokens), len(tokens) / (time.perf_counter() - start)
 
