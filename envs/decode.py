@@ -118,8 +118,7 @@ def decode(
         stop: told the new tokens so far, says whether the text ends there.
         vocabulary: only ids below it are drawn; None = all. For a student whose padding rows its teacher does not have.
         progress: label of a progress bar; None shows none.
-        adjust: given the number of a prompt, the new tokens so far and the logits (V,) of the next, returns the logits
-            that it is drawn from; None draws from the model's.
+        adjust: of a prompt's number, its new tokens and the logits (V,) of the next, makes those that it is drawn from.
     Raises: InputError: an empty or too long prompt.
     """
     is_teacher = hasattr(policy, "walk")
@@ -139,21 +138,17 @@ def decode(
             if not active.any():
                 return replies
             ages = np.array([len(replies[index]) if index >= 0 else 0 for index in serving])
-            logits = scores_of(decoder)[0][:, :vocabulary]
-            if adjust is not None:
-                logits = _adjusted(logits, serving, replies, adjust)
+            logits = _adjusted(scores_of(decoder)[0][:, :vocabulary], serving, replies, adjust)
             tokens = _draw(logits, temperature, uniforms[np.arange(len(serving)), ages])
             ended = torch.isin(tokens, ends)
             for row in active.nonzero()[:, 0].tolist():
-                reply, prompt = replies[serving[row]], prompts[serving[row]]
+                reply = replies[serving[row]]
                 reply.append(int(tokens[row]))
-                full = len(reply) >= max_new_tokens or len(prompt) + len(reply) >= limit
+                full = len(reply) >= min(max_new_tokens, limit - len(prompts[serving[row]]))
                 if ended[row] or full or (stop is not None and stop(reply)):
                     serving[row] = -1
                     bar.update()
-            active = torch.from_numpy(serving >= 0)
-            if active.any():
-                decoder.step(tokens, active)
+            decoder.step(tokens, torch.from_numpy(serving >= 0))
             serving, uniforms = _shrink(decoder, serving, uniforms, not queue)
 
 
@@ -180,9 +175,11 @@ def _adjusted(
     logits: Tensor,
     serving: np.ndarray[Any, Any],
     replies: list[list[int]],
-    adjust: Callable[[int, list[int], Tensor], Tensor],
+    adjust: Callable[[int, list[int], Tensor], Tensor] | None,
 ) -> Tensor:
-    """The logits of the rows that serve a prompt, changed.  # (N, V)"""
+    """The logits of the rows that serve a prompt, changed if anything changes them.  # (N, V)"""
+    if adjust is None:
+        return logits
     pairs = zip(serving.tolist(), logits, strict=True)
     return torch.stack([adjust(index, replies[index], row) if index >= 0 else row for index, row in pairs])
 

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from envs.errors import InputError
+from envs.ruled import Allow, Potential
 from experiments.config import from_mapping
 from experiments.rules.duty import Duty, allowed, check, eos_mask
 from experiments.rules.spelling import Mask, Spelling, pieces_of
@@ -103,6 +106,26 @@ def read_rules(path: Path) -> tuple[Rule, ...]:
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"{path}: two rules have the name {min(twice)!r}; give each its own")
     return found
+
+
+def in_env(rules: Rules, vocabulary: int, weight: float) -> tuple[Allow, Potential | None]:
+    """What `envs.ruled.RuledVectorEnv` is given: the masks, and with a weight Φ(s) = weight · `Duty.progress`.
+
+    Args:
+        vocabulary: V of the teacher; its rows beyond the tokenizer's are masked.
+        weight: nats for a phrase; 0: no potential.
+    """
+
+    def allow(prompt: str, reply: list[int]) -> Mask:
+        found = np.zeros(vocabulary, dtype=bool)
+        mask = rules.allowed(rules.duty_of(prompt), reply)[:vocabulary]
+        found[: len(mask)] = mask
+        return found
+
+    def potential(prompt: str, reply: list[int]) -> float:
+        return weight * rules.duty_of(prompt).progress(rules.text_of(reply))
+
+    return allow, potential if weight else None
 
 
 def rules_for(path: Path, tokenizer: Any, eos_ids: Collection[int], budget: int) -> Rules:
