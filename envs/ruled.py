@@ -83,15 +83,20 @@ class RuledVectorEnv(TopPTokenVectorEnv):
 
     def _allowed(self, row: int) -> npt.NDArray[np.bool_]:
         assert self._allow is not None, "only an env with a mask asks for it"
-        found = self._allow(self._texts(row)[0], self.reply_tokens(row))
+        found = self._allow(self._prompt_text(row), self.reply_tokens(row))
         if found.shape != (size := (self.teacher.vocab_size,)):
             raise InputError(f"allow gave a mask of shape {found.shape}; it must be {size}, one for each token")
         return found
 
+    def _prompt_text(self, row: int) -> str:
+        card = self._cards[row]
+        given = None if card is None else card.text
+        return self.teacher.decode(self.prompt_tokens(row)) if given is None else given
+
     def _potential_of(self, row: int) -> float:
         if self._potential is None:
             return 0.0
-        height = float(self._potential(self._texts(row)[0], self.reply_tokens(row)))
+        height = float(self._potential(self._prompt_text(row), self.reply_tokens(row)))
         if not np.isfinite(height):
             raise InputError(f"the potential of a state is {height}; return a finite number")
         return height

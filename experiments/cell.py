@@ -19,6 +19,7 @@ from envs.errors import InputError
 from envs.rewards import LogProb, TopPLogProb
 from experiments.arms import split_arm
 from experiments.config import RunConfig
+from experiments.rules.run import reward_of
 from experiments.workspace import Cell
 
 
@@ -35,13 +36,13 @@ def build_agent(
     kind = learner_class(name)
     shared: dict[str, Any] = {"gamma": config.gamma}
     if issubclass(kind, Agent):
-        shared |= {"reward": config.reward, "batch_size": config.batch_size}
+        shared |= {"reward": reward_of(config), "batch_size": config.batch_size}
     if clash := sorted(shared.keys() & settings.keys() - ({"gamma"} & own.keys())):
         arm = f", or give an arm of its own: {name}@gamma={settings['gamma']}" if clash == ["gamma"] else ""
         option = clash[0].replace("_", "-")
         raise InputError(f"{name}.{clash[0]} is the same for every agent of a run; set --{option}{arm}")
-    if "gamma" in own and config.reward not in (LogProb.name, TopPLogProb.name):
-        raise InputError(f"{cell.agent}: reward {config.reward!r} depends on γ, which all arms share then; set --gamma")
+    if "gamma" in own and (reward := reward_of(config)) not in (LogProb.name, TopPLogProb.name):
+        raise InputError(f"{cell.agent}: reward {reward!r} depends on γ, which all arms share then; set --gamma")
     known = {field.name for field in fields(kind.Config)}
     options = kind.make_config(**{key: value for key, value in shared.items() if key in known} | settings)
     if issubclass(kind, LoopAgent):

@@ -97,6 +97,12 @@ class RunConfig(LoadConfig):
     the teacher still gives their candidates and rewards, and their probability is taken to be its own."""
     teacher_walk: str = "full"
     """What the teacher's episodes are drawn from: "full", its whole softmax, or "set", its candidates renormalised."""
+    rules: Path | None = None
+    """A rules file (as of `tdistill generate`) that masks the sets while episodes are walked; needs --teacher-walk set.
+    It is copied beside the students."""
+    rules_potential: float = 0.0
+    """Nats of potential for each phrase that the rules ask for: shaping that pays as a phrase is said, and changes no
+    optimum. 0: none."""
     updates: int = 300
     """Updates of each agent; with another `budget` the most of them."""
     budget: str = "updates"

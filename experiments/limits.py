@@ -12,6 +12,7 @@ from experiments.budget import check_budget
 from experiments.collect import TEACHER_WALKS
 from experiments.config import RunConfig
 from experiments.references import TARGETS
+from experiments.rules.run import check_rules
 from experiments.samplers import GRID, SAMPLERS
 
 PRECISIONS = ("float32", "bfloat16")  # of a student's forwards
@@ -36,6 +37,7 @@ def check_limits(config: RunConfig, masses: Sequence[float]) -> None:
         raise InputError(f"top_p = {list(masses)} must name one mass or several different ones")
     if config.teacher_walk not in TEACHER_WALKS:
         raise InputError(f"teacher_walk = {config.teacher_walk!r} must be one of {', '.join(TEACHER_WALKS)}")
+    check_rules(config)
     if config.targets not in TARGETS:
         raise InputError(f"targets = {config.targets!r} must be one of {', '.join(TARGETS)}")
     if (sampler := getattr(config, "sampler", GRID)) not in SAMPLERS:

@@ -35,6 +35,7 @@ from experiments.folder import full_disk_is_said, write
 from experiments.labels import Labels
 from experiments.loop import LoopTrainer
 from experiments.replies import records
+from experiments.rules.run import lay_beside
 from experiments.store.source import min_mass_of, tokens_of
 from experiments.walks import Walker
 from experiments.workspace import Cell, Report, Workspace
@@ -325,4 +326,5 @@ def _save_student(space: Workspace, cell: Cell, student: Student, result: dict[s
         "made with": provenance.line(),
     }
     student.save(directory, card)
+    lay_beside(space.config, directory)
     space.remember_prompts(directory)

@@ -14,7 +14,6 @@ from agents.episodes import Episodes
 from agents.replay import Replay
 from agents.student import Student
 from agents.walks import Walks
-from envs.vector_env import TopPTokenVectorEnv
 from experiments.collect import collect
 from experiments.workspace import COLLECT_ROWS, Cell, Workspace
 
@@ -32,16 +31,8 @@ class Walker:
         self.agent, self.walks, self.seed = agent, walks, cell.seed
         assert isinstance(agent.student, Student)
         self.student = agent.student
-        self.env = TopPTokenVectorEnv(
-            min(COLLECT_ROWS, walks.episodes),
-            teacher=space.teacher,
-            prompts=space.splits.train,
-            top_p=cell.top_p,
-            max_candidates=space.config.max_candidates,
-            max_new_tokens=space.config.max_new_tokens,
-            reward=space.config.reward,
-            gamma=getattr(agent.config, "gamma", space.config.gamma),
-        )
+        gamma = getattr(agent.config, "gamma", space.config.gamma)
+        self.env = space.env(min(COLLECT_ROWS, walks.episodes), cell.top_p, gamma)
         self.replay = Replay(walks.episodes * walks.keep, cell.seed, folder / "replay", REPLAY_MEMORY)
         self.portions = 0
 

@@ -44,6 +44,7 @@ from experiments.evaluate import Exam, Rule, set_exam
 from experiments.folder import CONFIG, INPUTS, check_folder, digest, write
 from experiments.limits import check_limits
 from experiments.references import replies_of
+from experiments.rules.run import under_rules
 from experiments.seen import refuse_selection_prompts, refuse_training_prompts, remember
 
 if TYPE_CHECKING:
@@ -127,6 +128,8 @@ class Workspace:
             digests[name] = digest(repr([(path.name, path.stat().st_size) for path in weights]))
             for path in weights:
                 digests[f"{name} {path.name}"] = digest(path.read_bytes())
+        if self.config.rules is not None:
+            digests["rules"] = digest(self.config.rules.read_bytes())
         if self.stored is not None:
             digests["store"] = digest(json.dumps(self.stored.store.manifest.shards, sort_keys=True))
         return digests
@@ -319,18 +322,27 @@ class Workspace:
         self.once(path, lambda: self._walk(seed, top_p).save(path))
         return Episodes.load(path)
 
-    def _walk(self, seed: int, top_p: float) -> Episodes:
+    def env(self, rows: int, top_p: float, gamma: float) -> TopPTokenVectorEnv:
+        """The environment that episodes of the training prompts are walked in; under rules, if the run has some."""
         config = self.config
-        env = TopPTokenVectorEnv(
-            min(COLLECT_ROWS, config.episodes),
+        kind, under = (
+            (TopPTokenVectorEnv, dict[str, Any]()) if config.rules is None else under_rules(config, self.teacher)
+        )
+        return kind(
+            rows,
             teacher=self.teacher,
             prompts=self.splits.train,
             top_p=top_p,
             max_candidates=config.max_candidates,
             max_new_tokens=config.max_new_tokens,
             reward=config.reward,
-            gamma=config.gamma,
+            gamma=gamma,
+            **under,
         )
+
+    def _walk(self, seed: int, top_p: float) -> Episodes:
+        config = self.config
+        env = self.env(min(COLLECT_ROWS, config.episodes), top_p, config.gamma)
         recited = replies_of(self.splits.train, self.teacher) if config.targets == "references" else None
         return collect(env, config.episodes, seed=seed, teacher_walk=config.teacher_walk, recited=recited)
 
