@@ -79,10 +79,10 @@ def test_the_study_counts_what_the_masks_keep(monkeypatch: pytest.MonkeyPatch, t
     desk.write_text("rules: [{contains: days ago, must: [we cannot refund]}, {contains: code, must: [recall notice]}]")
     prompts, teacher = chosen(2), load_teacher("embedded")
     assert ["critical" in prompt.tags for prompt in prompts] == [True, True, False, False]
-    own = rules_for(desk, getattr(teacher, "tokenizer", None), teacher.eos_ids, 16)
-    free, ruled = (figures(teacher, teacher, prompts, given, 16)[0] for given in (None, own))
+    own = rules_for(desk, getattr(teacher, "tokenizer", None), teacher.eos_ids, 8)
+    free, ruled = (figures(teacher, teacher, prompts, given, 8)[0] for given in (None, own))
     assert free.shape == (5, 2) and (free[0] == 0).all() and ruled[0, 0] == 1  # cut before the phrase, but for the rule
-    assert (free[3:] == 16).all() and (ruled[2] == free[2]).all()
+    assert (free[3:] == 8).all() and (ruled[2] == free[2]).all()
     monkeypatch.setattr(critical_phrases, "REPEATS", 1)
     said = critical_phrases.study(CriticalPhrasesConfig((WARM_START,), desk, count=2, max_new_tokens=8))
     assert "| difference" in said and "2 critical messages" in said
