@@ -76,6 +76,15 @@ class TableStudent(nn.Module):
         state = self.state_of(context, torch.arange(len(context)), length - 1)
         return on_candidates(self.z[state], ids, mask)[0]
 
+    def at_ids(self, context: Tensor, length: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Student.at_ids`.  # (N, K), (N,)"""
+        state = self.state_of(context, torch.arange(len(context)), length - 1)
+        return self.z[state].gather(1, ids), self.v[state]
+
+    def value_of(self, context: Tensor, length: Tensor) -> Tensor:
+        """As `Student.value_of`.  # (N,)"""
+        return self.v[self.state_of(context, torch.arange(len(context)), length - 1)]
+
     def copy(self) -> Self:
         """A frozen copy, as a target network."""
         return copy.deepcopy(self).requires_grad_(False)
