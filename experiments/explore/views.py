@@ -28,8 +28,6 @@ class Pupil:
     name: str
     model: Any  # agents.student.Student or agents.table_student.TableStudent
     valued: bool = True  # whether its value head has learned; one that has not says v = 0
-    exact: bool = True  # whether it sees whole texts of this teacher; its context may be shorter
-    limit: int = 1_000_000  # tokens it can see
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ def end_of(teacher: Teacher, prompt: Sequence[int], reply: Sequence[int], settin
     """Whether a text is over: "terminated" by EOS, "truncated" by the budget or the context, or ""."""
     if reply and reply[-1] in teacher.eos_ids:
         return "terminated"
-    full = len(reply) >= settings.max_new_tokens or len(prompt) + len(reply) >= teacher.context_limit
+    full = len(reply) >= settings.max_new_tokens or len(prompt) + len(reply) >= min(teacher.context_limit, settings.context_limit)
     return "truncated" if full else ""
 
 
@@ -214,8 +212,9 @@ def _opinions(
 ) -> tuple[list[Opinion], float, float]:
     """A student's opinion of the shown candidates, its v(s) and its leak."""
     model = pupil.model
-    context, length = torch.tensor([text]), torch.tensor([len(text)])
-    every = torch.arange(model.vocab_size)[None]
+    device = next(iter(model.parameters())).device
+    context, length = torch.tensor([text], device=device), torch.tensor([len(text)], device=device)
+    every = torch.arange(model.vocab_size, device=device)[None]
     logits, value = (found.cpu() for found in model.at_ids(context, length, every))
     logits = logits.float()
     ids, mask = sets.ids, sets.mask & (sets.ids < model.vocab_size)
@@ -223,10 +222,10 @@ def _opinions(
     norm = logits.logsumexp(-1)  # (1,)
     value = value.float()
     q = objectives.levelled_q(value, policy, settings.alpha)[0]  # (K,)
-    level = objectives.soft_value(q[None], mask, settings.alpha)[0]
+    level = objectives.soft_value(q[None], mask, settings.alpha)[0] if bool(mask.any()) else value[0]
     rewards = torch.tensor([_reward(row[token], sets) for token in shown.tolist()])
-    after = torch.tensor([[*text, token] for token in shown.tolist()])
-    next_values = model.value_of(after, torch.full((len(after),), len(text) + 1)).cpu().float()
+    after = torch.tensor([[*text, token] for token in shown.tolist()], device=device)
+    next_values = model.value_of(after, torch.full((len(after),), len(text) + 1, device=device)).cpu().float()
     goes_on = torch.tensor([token not in teacher.eos_ids for token in shown.tolist()])
     few = q[: len(shown)]
     errors = objectives.bootstrap(rewards, settings.gamma * goes_on, next_values) - few

@@ -25,6 +25,8 @@ class Settings:
     gamma: float = 1.0
     max_new_tokens: int = 64
     max_candidates: int = 64
+    context_limit: int = 1_000_000
+    """Tokens that every student sees."""
 
     def __post_init__(self) -> None:
         check_top_p(self.top_p, self.max_candidates)
