@@ -20,6 +20,7 @@ COMMANDS = {
     "collect": "let the teacher walk once and store its episodes, to learn from without it",
     "evaluate": "measure a student or teacher directory on held-out prompts",
     "generate": "talk to a student side by side with the teacher",
+    "explore": "walk the token MDP in a page on this machine, candidate by candidate",
     "teacher": "train the embedded teacher and its warm-start student",
     "lesson": "run a lesson of the course, or list them: tdistill lesson 05",
     "bench": "measure speed and memory against what people use: bench env, bench learn, bench memory, bench served",
@@ -264,6 +265,12 @@ def _generate(words: list[str]) -> None:
     generate.run(_parse(GenerateConfig, "generate", words))
 
 
+def _explore(words: list[str]) -> None:
+    from experiments.explore import app, desk
+
+    app.serve(_parse(desk.ExploreConfig, "explore", words))
+
+
 def _teacher(words: list[str]) -> None:
     from experiments import embedded
 
@@ -314,6 +321,7 @@ COMMAND_OF: dict[str, Callable[[list[str]], None]] = {
     "collect": _collect,
     "evaluate": _evaluate,
     "generate": _generate,
+    "explore": _explore,
     "teacher": _teacher,
     "lesson": _lesson,
     "bench": _bench,

@@ -153,7 +153,9 @@ class Desk:
         """Raises: InputError: no tokens of the teacher, more than the budget, or some behind EOS."""
         for place, token in enumerate(tokens):
             if not 0 <= token < self.teacher.vocab_size:
-                raise InputError(f"token {token} is not of this teacher, whose vocabulary has {self.teacher.vocab_size}")
+                raise InputError(
+                    f"token {token} is not of this teacher, whose vocabulary has {self.teacher.vocab_size}"
+                )
             if token in self.teacher.eos_ids and place < len(tokens) - 1:
                 raise InputError(f"the reply goes on behind token {token}, which ends it; leave the rest out")
         if len(tokens) > self.settings.max_new_tokens:

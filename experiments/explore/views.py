@@ -148,7 +148,9 @@ def end_of(teacher: Teacher, prompt: Sequence[int], reply: Sequence[int], settin
     """Whether a text is over: "terminated" by EOS, "truncated" by the budget or the context, or ""."""
     if reply and reply[-1] in teacher.eos_ids:
         return "terminated"
-    full = len(reply) >= settings.max_new_tokens or len(prompt) + len(reply) >= min(teacher.context_limit, settings.context_limit)
+    full = len(reply) >= settings.max_new_tokens or len(prompt) + len(reply) >= min(
+        teacher.context_limit, settings.context_limit
+    )
     return "truncated" if full else ""
 
 
@@ -230,7 +232,5 @@ def _opinions(
     few = q[: len(shown)]
     errors = objectives.bootstrap(rewards, settings.gamma * goes_on, next_values) - few
     logp = torch.where(mask[0, : len(shown)], policy[0, : len(shown)] + inside - norm, -math.inf)
-    found = [
-        Opinion(float(logp[k]), float(few[k]), float(few[k] - level), float(errors[k])) for k in range(len(shown))
-    ]
+    found = [Opinion(float(logp[k]), float(few[k]), float(few[k] - level), float(errors[k])) for k in range(len(shown))]
     return found, float(level), float(-torch.expm1((inside - norm).clamp(max=0.0))[0])

@@ -95,5 +95,7 @@ class Walk:
         Raises: InputError: there is no such state.
         """
         if not ROOT <= node < len(self.nodes):
-            raise InputError(f"state {node} was not visited; this walk has states -1 (the prompt) to {len(self.nodes) - 1}")
+            raise InputError(
+                f"state {node} was not visited; this walk has states -1 (the prompt) to {len(self.nodes) - 1}"
+            )
         return replace(self, here=node)
