@@ -1,4 +1,4 @@
-"""The page itself: a thin Gradio app around `session.act` and `draw.board`, on loopback, asking nothing of a network."""
+"""The page: a thin Gradio app around `session.act` and `draw.board`, on loopback, that asks nothing of a network."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def serve(config: ExploreConfig, *, wait: bool = True) -> tuple[Any, str]:
             run_history=False,
             enable_monitoring=False,
             theme=gradio.themes.Base(font=fonts, font_mono=["ui-monospace", "DejaVu Sans Mono", "monospace"]),
-            css=(HERE / "explore.css").read_text(encoding="utf-8"),
+            head=f"<style>{(HERE / 'explore.css').read_text(encoding='utf-8')}</style>",
         )
     except OSError as error:
         raise InputError(

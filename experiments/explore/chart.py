@@ -146,7 +146,7 @@ def tree(walk: Walk, names: Sequence[str]) -> str:
 
 
 def _places(walk: Walk) -> dict[int, tuple[int, int]]:
-    """Column and row of every node: a first child stays in its parent's row, every other branch has a row of its own."""
+    """Column and row of every node: a first child stays in its parent's row, every other begins a row."""
     below: dict[int, list[int]] = {}
     for number_, node in enumerate(walk.nodes):
         below.setdefault(node.parent, []).append(number_)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from agents.student import VALUE_HEAD, Student, build_student
+from agents.student import Student, build_student
 from envs.errors import InputError
 from envs.exact import Solution, solve
 from envs.prompts import embedded_prompts, load_prompts
@@ -85,6 +85,7 @@ class Desk:
         for spec in config.students or usual:
             self.add_student(spec)
         self.samples = self._samples()
+        self.exact(self.settings)
 
     @property
     def table(self) -> TableTeacher | None:
@@ -110,8 +111,7 @@ class Desk:
         options = {key: getattr(self.config, key) for key in ("attn_implementation", "trust_remote_code")}
         student = build_student(where, tokenizer=tokenizer, vocab_size=self.teacher.vocab_size, **options)
         student.to(self.config.device)
-        valued = (Path(where) / VALUE_HEAD).is_file()
-        self.pupils.append(Pupil(name, student, valued))
+        self.pupils.append(Pupil(name, student, bool(student.value_head.weight.any())))
         limits = [context_limit_of(one.model.model) for one in self.pupils if isinstance(one.model, Student)]
         self.settings = replace(self.settings, context_limit=min([1_000_000, *limits]))
 

@@ -16,6 +16,13 @@ from experiments.explore.views import Candidate, Taken, View
 from experiments.explore.walk import LEAST_ALPHA, MOST_ALPHA, Settings
 from experiments.page.replies import STRONG
 
+HEADS = (
+    ("", ""),
+    ("π", "probability of the token, full softmax"),
+    ("Q", "a student's v(s) + α log π on the set; with a star: exact Q*"),
+    ("A", "advantage, Q − V"),
+    ("δ", "TD error of the step, r + γ V(after it) − Q"),
+)
 COLOURS = 6  # of students, in explore.css
 PLAY_EVERY, LOOK_AFTER, LEARN_EVERY = 350, 500, 60  # milliseconds
 
@@ -51,8 +58,9 @@ def panel(teacher: str, samples: Sequence[str], settings: Settings) -> str:
 <p class="about">Teacher {escape(teacher)}. A state is a text, its actions are the teacher’s nucleus.</p></div>
 <button type="button" id="x-theme">Light / dark</button></header>
 <form class="ask"><label for="x-prompt">Prompt</label><textarea id="x-prompt" rows="2" spellcheck="false"></textarea>
-<div class="row"><select id="x-sample" aria-label="Pick a prompt"><option value="">Pick a prompt …</option>{options}</select>
-<button type="submit" class="main">Begin</button></div></form>
+<div class="row"><select id="x-sample" aria-label="Pick a prompt">
+<option value="">Pick a prompt …</option>{options}</select>
+<button type="submit" class="go">Begin</button></div></form>
 <div class="sliders">{sliders}</div>"""
 
 
@@ -114,7 +122,7 @@ def _players(scene: Scene) -> str:
         f'<option value="{number_}"{" selected" if number_ == session.player else ""}>{escape(name)}</option>'
         for number_, name in ((TEACHER, "teacher"), *enumerate(scene.names))
     )
-    play = _button("❚❚ Pause", "pause", "main") if session.playing else _button("▶ Play", "play", "main")
+    play = _button("❚❚ Pause", "pause", "go") if session.playing else _button("▶ Play", "play", "go")
     return (
         f'<div class="row players"><label>Player <select id="x-player" data-focus="player">{options}</select></label>'
         f"{_button('Step', 'step')}{play}{_button('To the end', 'end')}{_button('↶ Undo', 'undo')}"
@@ -152,7 +160,8 @@ def _token(step: Taken, action: str) -> str:
 
 def _nucleus(scene: Scene, view: View) -> str:
     if view.ended:
-        return '<section><h2>Nucleus</h2><p class="about">Nothing can be taken here. Undo, or go to another state.</p></section>'
+        nothing = "Nothing can be taken here. Undo, or go to another state."
+        return f'<section><h2>Nucleus</h2><p class="about">{nothing}</p></section>'
     p = scene.session.settings.top_p
     legend = '<li style="--c:var(--ink)">teacher</li>' + "".join(
         f'<li style="--c:var(--s{place % COLOURS})">{escape(name)}</li>' for place, name in enumerate(scene.names)
@@ -169,7 +178,7 @@ def _nucleus(scene: Scene, view: View) -> str:
         if not candidate.inside
     )
     edge = f'<p class="edge"><span>outside p = {p:g}</span></p>' if outside else ""
-    heads = "".join(f"<span>{head}</span>" for head in ("", "π", "Q", "A", "δ"))
+    heads = "".join(f'<span title="{about}">{head}</span>' for head, about in HEADS)
     cut = ", cut by max_candidates" if view.cut else ""
     return (
         f"<section><h2>Nucleus <small>{view.size:,} token{'' if view.size == 1 else 's'}, {_share(view.retained)} "

@@ -62,7 +62,7 @@ function exploreKey(event, find) {
   else if (key === "n") press('[data-do="step"]');
   else if (key === "c") press('[data-do="compare"]');
   else if (key === "/") { event.preventDefault(); find("prompt").focus(); }
-  else if (key === " " && !event.target.closest("button, a, summary, [role=button]")) press('.players .main');
+  else if (key === " " && !event.target.closest("button, a, summary, [role=button]")) press('.players .go');
   else if ((key === "Enter" || key === " ") && event.target.closest("[role=button]")) {
     event.preventDefault();
     exploreClick(event.target.closest("[role=button]"), board);

@@ -88,7 +88,7 @@ class Lesson:
         self._measure()
 
     def learned(self) -> NDArray[np.float64]:
-        """Q(s, a) = v(s) + α log π_S^A(a|s) of the student, or of its agent's critic; NaN outside the sets.  # (S, V)"""
+        """v(s) + α log π_S^A(a|s) of the student, or of its agent's critic; NaN outside the sets.  # (S, V)"""
         point = self.agent.fixed_point
         assert point is not None
         critic = getattr(self.agent, "critics", [self.agent.student])[0]

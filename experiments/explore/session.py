@@ -102,6 +102,7 @@ def _open(desk: Desk, session: Session, action: Mapping[str, Any]) -> Session:
     prompt = str(action.get("prompt") or "")
     if not prompt and action.get("first"):
         prompt = desk.samples[0]
+    desk.exact(settings)
     walk = desk.begin(prompt)
     if action.get("tokens"):
         try:

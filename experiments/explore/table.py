@@ -18,13 +18,14 @@ def table_section(lesson: Lesson | None, learning: bool, state: int | None) -> s
     chosen = lesson.name if lesson else "soft_q"
     options = "".join(f"<option{' selected' if name == chosen else ''}>{escape(name)}</option>" for name in teachable())
     if learning:
-        go = '<button type="button" class="main" data-do="pause" data-focus="learn">❚❚ Pause</button>'
+        go = '<button type="button" class="go" data-do="pause" data-focus="learn">❚❚ Pause</button>'
     else:
-        go = '<button type="button" class="main" data-do="learn" data-focus="learn">▶ Learn</button>'
+        go = '<button type="button" class="go" data-do="learn" data-focus="learn">▶ Learn</button>'
     forget = '<button type="button" data-do="forget" data-focus="forget">Forget</button>' if lesson else ""
     head = (
         "<section><h2>Learn this table <small>exact Q beside what an agent learns</small></h2>"
-        f'<div class="row"><label>Agent <select id="x-agent" data-focus="agent">{options}</select></label>{go}{forget}</div>'
+        f'<div class="row"><label>Agent <select id="x-agent" data-focus="agent">{options}</select></label>'
+        f"{go}{forget}</div>"
     )
     if lesson is None:
         return (
