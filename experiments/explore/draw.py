@@ -98,7 +98,7 @@ def address(session: Session) -> str:
 def _memory(scene: Scene) -> str:
     """What the page's script needs to know."""
     session, view = scene.session, scene.view
-    known = {"url": address(session), "prompt": session.prompt, "player": str(session.player)}
+    known = {"url": address(session), "prompt": session.prompt, "turn": str(session.turn)}
     known |= {name: f"{getattr(session.settings, name):g}" for name in ("top_p", "alpha", "gamma")}
     if session.playing or session.learning:
         known |= {"then": "tick", "after": str(PLAY_EVERY if session.playing else LEARN_EVERY)}

@@ -1,9 +1,18 @@
 // The page's hands: clicks, keys and sliders become actions, and what the server draws finds its focus again.
 "use strict";
-window.explore = window.explore || { send: null, timer: 0, prompt: null, dragging: false };
+window.explore = window.explore || { send: null, timer: 0, prompt: null, dragging: false, doing: null, waiting: [] };
+// One action at a time: what comes meanwhile waits, unless it was meant for a state that is being left.
 function exploreSend(action) {
-  clearTimeout(window.explore.timer);
-  if (window.explore.send) window.explore.send(action);
+  const page = window.explore;
+  clearTimeout(page.timer);
+  if (!page.send) return;
+  if (page.doing) {
+    const stale = ["take", "enter"].includes(action.do) && page.doing !== "outlook";
+    if (!stale && page.waiting.length < 16) page.waiting.push(() => exploreSend(action));
+    return;
+  }
+  page.doing = action.do;
+  page.send(action);
 }
 function explorePanel(element, send) {
   const page = window.explore, root = document.documentElement;
@@ -56,7 +65,12 @@ function exploreKey(event, find) {
     const button = board.querySelector(what);
     if (button) { event.preventDefault(); button.click(); }
   };
-  const key = event.key;
+  const key = event.key, page = window.explore, known = "123456789uncBackspace ".includes(key);
+  if (page.doing && page.doing !== "outlook" && known && !event.target.closest("button, a, summary, [role=button]")) {
+    event.preventDefault();
+    if (page.waiting.length < 16) page.waiting.push(() => exploreKey(event, find));
+    return;
+  }
   if (key >= "1" && key <= "9") press(`.cand[data-focus="cand${key - 1}"]`);
   else if (key === "u" || key === "Backspace") press('[data-do="undo"]');
   else if (key === "n") press('[data-do="step"]');
@@ -91,6 +105,7 @@ function exploreBoard(element, send, watch) {
 }
 function exploreDrawn(element) {
   const page = window.explore, board = element.querySelector(".board");
+  page.doing = null;
   if (!board) return;
   const known = board.dataset, panel = document.querySelector("#x-panel");
   if (known.url && known.url !== location.search) history.replaceState(null, "", location.pathname + known.url);
@@ -108,6 +123,7 @@ function exploreDrawn(element) {
   const tree = element.querySelector(".tree"), here = element.querySelector(".dot.here circle");
   if (tree && here) tree.parentElement.scrollLeft = here.cx.baseVal.value - tree.parentElement.clientWidth / 2;
   clearTimeout(page.timer);
-  if (known.then) page.timer = setTimeout(() => exploreSend({ do: known.then }), Number(known.after));
   page.drawn = (page.drawn || 0) + 1;
+  while (page.waiting.length && !page.doing) page.waiting.shift()();
+  if (known.then && !page.doing) page.timer = setTimeout(() => exploreSend({ do: known.then }), Number(known.after));
 }

@@ -43,6 +43,8 @@ class Session:
     replies: tuple[Reply, ...] = ()
     lesson: Lesson | None = None
     learning: bool = False
+    turn: int = 0
+    """Actions so far, so that no two boards are alike and the page sees that it was answered."""
 
 
 def fresh(desk: Desk) -> Session:
@@ -67,7 +69,7 @@ def act(desk: Desk, session: Session, action: Mapping[str, Any]) -> Session:
 
     What cannot be done leaves everything as it was, playing stopped, with a sentence that says why.
     """
-    name = action.get("do")
+    name, session = action.get("do"), replace(session, turn=session.turn + 1)
     try:
         if name not in ACTIONS:
             raise InputError(f"the page asked for {name!r}, which is none of {', '.join(ACTIONS)}; reload it")

@@ -1,4 +1,4 @@
-"""Chromium, driven over its debugging pipe: pages opened, keys pressed, and what they asked for and complained about."""
+"""Chromium, driven over its debugging pipe: pages opened, keys pressed, what they asked for and complained about."""
 
 from __future__ import annotations
 
