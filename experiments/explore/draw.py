@@ -12,7 +12,7 @@ from experiments.explore import chart
 from experiments.explore.chart import number
 from experiments.explore.returns import Outlook
 from experiments.explore.session import TEACHER, Reply, Session
-from experiments.explore.views import Candidate, Taken, View
+from experiments.explore.views import END, Candidate, Taken, View
 from experiments.explore.walk import LEAST_ALPHA, MOST_ALPHA, Settings
 from experiments.page.replies import STRONG
 
@@ -151,11 +151,9 @@ def _text(scene: Scene, view: View) -> str:
 def _token(step: Taken, action: str) -> str:
     tint = min(1.0, max(0.0, -step.logp / STRONG))
     about = f"{number(step.logp)} nats" + ("" if step.inside else ", outside the nucleus")
-    shown = escape(step.text).replace("\n", "↵\n")
-    kind = "tok" if step.inside else "tok out"
-    return (
-        f'<button type="button" class="{kind}" style="--t:{100 * tint:.0f}%" title="{about}" {action}>{shown}</button>'
-    )
+    shown = '<span class="end">end</span>' if step.text == END else escape(step.text).replace("\n", "↵\n")
+    kind, style = "tok" if step.inside else "tok out", f"--t:{100 * tint:.0f}%"
+    return f'<span role="button" tabindex="0" class="{kind}" style="{style}" title="{about}" {action}>{shown}</span>'
 
 
 def _nucleus(scene: Scene, view: View) -> str:
@@ -190,6 +188,7 @@ def _nucleus(scene: Scene, view: View) -> str:
 
 def _name(candidate: Candidate) -> str:
     shown = escape(candidate.text).replace(" ", '<i class="sp">␣</i>').replace("\n", '<i class="sp">↵</i>')
+    shown = '<span class="end">end</span>' if candidate.text == END else shown
     return f'<span class="name"><b>{shown}</b><small>r {number(candidate.reward)}</small></span>'
 
 
@@ -201,7 +200,8 @@ def _candidate(candidate: Candidate, place: int, scene: Scene, view: View) -> st
     for student, opinion in enumerate(candidate.opinions):
         values = (opinion.q, opinion.advantage, opinion.td_error)
         lines.append(_line(opinion.logp, f"var(--s{student % COLOURS})", values))
-    told = f"Take {candidate.text.strip() or 'a space'}, teacher {_share(math.exp(candidate.logp))}"
+    named = "the end of the text" if candidate.text == END else candidate.text.strip() or "a space"
+    told = f"Take {named}, teacher {_share(math.exp(candidate.logp))}"
     key = str(place + 1) if place < 9 else ""
     return (
         f'<button type="button" class="cand" data-do="take" data-token="{candidate.token}" data-focus="cand{place}" '

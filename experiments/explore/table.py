@@ -51,13 +51,13 @@ def table_section(lesson: Lesson | None, learning: bool, state: int | None) -> s
 
 def _matrix(lesson: Lesson, state: int | None) -> str:
     teacher, learned, exact = lesson.case.teacher, lesson.learned(), lesson.solution.q
-    heads = "".join(f"<th>{token if token else '⏹'}</th>" for token in range(teacher.vocab_size))
+    heads = "".join(f"<th>{token if token else 'end'}</th>" for token in range(teacher.vocab_size))
     rows = []
     for number_ in range(teacher.states):
         cells = "".join(
             _cell(float(exact[number_, token]), float(learned[number_, token])) for token in range(teacher.vocab_size)
         )
-        name = " ".join(str(token) if token else "⏹" for token in digits(teacher, number_))
+        name = " ".join(str(token) if token else "·" for token in digits(teacher, number_))
         mark = ' class="now"' if number_ == state else ""
         rows.append(f"<tr{mark}><th>{name}</th>{cells}</tr>")
     return (

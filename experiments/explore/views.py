@@ -18,6 +18,7 @@ from envs.rewards import Step, make_reward
 from envs.teachers import Teacher
 from experiments.explore.walk import Settings, Walk
 
+END = "⏹"  # the text of a token that ends a text
 SHOWN, BEYOND = 10, 3  # most candidates in full, and tokens behind them that are not in the set
 
 
@@ -157,7 +158,7 @@ def end_of(teacher: Teacher, prompt: Sequence[int], reply: Sequence[int], settin
 def piece(teacher: Teacher, before: Sequence[int], token: int) -> str:
     """The text of a token behind others: some tokenizers drop a text's first space."""
     if token in teacher.eos_ids:
-        return "⏹"
+        return END
     alone = teacher.decode(list(before[-1:]))
     both = teacher.decode([*before[-1:], token])
     return both[len(alone) :] if both.startswith(alone) and len(both) > len(alone) else token_text(teacher, token)
