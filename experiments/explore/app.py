@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +34,11 @@ def scene(desk: Desk, session: Session) -> Scene:
     pupils = pupils_of(desk, session)
     text = () if walk is None else walk.prompt
     pieces = [] if walk is None else [piece(desk.teacher, (*text, *walk.reply(n.parent)), n.token) for n in walk.nodes]
-    state = None if walk is None or desk.table is None else desk.table.state_of([*text, *walk.reply()])
+    state = (
+        None
+        if walk is None or view is None or view.ended or desk.table is None
+        else desk.table.state_of([*text, *walk.reply()])
+    )
     settings = session.settings
     return Scene(
         session=session,
@@ -48,10 +54,17 @@ def scene(desk: Desk, session: Session) -> Scene:
 
 def answer(desk: Desk, session: Session | None, action: Mapping[str, Any]) -> tuple[Session, str]:
     """The session after an action, and its board."""
-    session = act(desk, session or fresh(desk), action)
-    with desk.lock, torch.no_grad():
-        found = scene(desk, session)
-    return session, board(found)
+    before = session or fresh(desk)
+    try:
+        after = act(desk, before, action)
+        with desk.lock, torch.no_grad():
+            return after, board(scene(desk, after))
+    except Exception as error:  # whatever a model does, the page must be answered, and goes on where it was
+        traceback.print_exc()
+        told = f"This did not work: {type(error).__name__}, {error}; the page is where it was"
+        kept = replace(before, message=sentence(Exception(told)), turn=before.turn + 1, playing=False, learning=False)
+        with desk.lock, torch.no_grad():
+            return kept, board(scene(desk, kept))
 
 
 def build(desk: Desk) -> Any:
@@ -109,44 +122,42 @@ def serve(config: ExploreConfig, *, wait: bool = True) -> tuple[Any, str]:
 
     Raises: InputError: as `Desk` and `build`, or a port that is taken.
     """
-    imported()  # before models are read
-    desk = Desk(config)
-    app = build(desk)
-    gradio = imported()
+    gradio, port = imported(), port_of(config.host, config.port)  # before models are read
+    app = build(Desk(config))
     fonts = ["system-ui", "Segoe UI", "DejaVu Sans", "sans-serif"]
-    try:
-        _, address, _ = app.launch(
-            server_name=config.host,
-            server_port=config.port or free_port(config.host),
-            share=False,
-            quiet=True,
-            inbrowser=False,
-            prevent_thread_lock=True,
-            ssr_mode=False,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            theme=gradio.themes.Base(font=fonts, font_mono=["ui-monospace", "DejaVu Sans Mono", "monospace"]),
-            head=f"<style>{(HERE / 'explore.css').read_text(encoding='utf-8')}</style>",
-        )
-    except OSError as error:
-        raise InputError(
-            f"port {config.port} of {config.host} cannot be taken ({error}); give another --port"
-        ) from error
+    _, address, _ = app.launch(
+        server_name=config.host,
+        server_port=port,
+        share=False,
+        quiet=True,
+        inbrowser=False,
+        prevent_thread_lock=True,
+        ssr_mode=False,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        theme=gradio.themes.Base(font=fonts, font_mono=["ui-monospace", "DejaVu Sans Mono", "monospace"]),
+        head=f"<style>{(HERE / 'explore.css').read_text(encoding='utf-8')}</style>",
+    )
     print(f"tdistill explore: {address}  (Ctrl-C ends it)", flush=True)
     if wait:
         app.block_thread()
     return app, address
 
 
-def free_port(host: str) -> int:
-    """A port that nothing listens on now. Raises: InputError: a host that is not of this machine."""
-    import socket
+def port_of(host: str, port: int) -> int:
+    """A port that this host has free: the one asked for, or any for 0.
 
+    Raises: InputError: it is taken, or the host is none of this machine's.
+    """
     try:
-        with socket.socket() as found:
-            found.bind((host, 0))
-            port: int = found.getsockname()[1]
-            return port
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just left is free
+            found.bind((host, port))
+            free: int = found.getsockname()[1]
+            return free
     except OSError as error:
-        raise InputError(f"host {host!r} is none of this machine's ({error}); 127.0.0.1 is the usual one") from error
+        raise InputError(
+            f"port {port} of host {host!r} cannot be taken ({error.strerror or error}); give another --port, 0 for any "
+            "that is free, or --host 127.0.0.1"
+        ) from error

@@ -23,6 +23,14 @@ HEADS = (
     ("A", "advantage, Q − V"),
     ("δ", "TD error of the step, r + γ V(after it) − Q"),
 )
+FIGURES = {
+    "reward so far": "Σ γ^k log π_T of the tokens taken",
+    "V* of the prompt": "what soft-optimal walking from there is worth, entropy included; from walks of the teacher",
+    "V* here": "the same from this state on",
+    "V* here, exact": "the fixed point of equation (3), without a token budget",
+    "V* here, by walks": "the same with the token budget, from walks of the teacher",
+    "log π*(this reply)": "that a soft-optimal walk takes these tokens: (reward so far + V* here − V* of the prompt) / α",
+}
 COLOURS = 6  # of students, in explore.css
 PLAY_EVERY, LOOK_AFTER, LEARN_EVERY = 350, 500, 60  # milliseconds
 
@@ -242,10 +250,12 @@ def _figures(scene: Scene, view: View) -> str:
         )
     )
     ahead = 0.0 if view.ended else here.value if here else None
-    if start is not None and ahead is not None and count:
-        chance = (gained + gamma**count * ahead - start.value) / settings.alpha
+    if start is not None and start.exact and ahead is not None and count:  # path consistency, at γ = 1
+        chance = (gained + ahead - start.value) / settings.alpha
         found.append(("log π*(this reply)", f"≈ {number(min(0.0, chance))}"))
-    cells = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in found)
+    cells = "".join(
+        f'<div title="{FIGURES.get(name, "")}"><dt>{name}</dt><dd>{value}</dd></div>' for name, value in found
+    )
     students = "".join(
         f'<tr><th style="--c:var(--s{place % COLOURS})">{escape(name)}</th><td>{_level(scene, view, place)}</td>'
         f"<td>{_share(view.leaks[place]) if not view.ended else ''}</td></tr>"

@@ -74,7 +74,9 @@ def act(desk: Desk, session: Session, action: Mapping[str, Any]) -> Session:
         if name not in ACTIONS:
             raise InputError(f"the page asked for {name!r}, which is none of {', '.join(ACTIONS)}; reload it")
         with desk.lock:
-            return ACTIONS[name](desk, replace(session, message=""), action)
+            found = ACTIONS[name](desk, replace(session, message=""), action)
+        gone = found.player >= len(pupils_of(desk, found))  # a student that learned is forgotten with its lesson
+        return replace(found, player=TEACHER) if gone else found
     except (InputError, AgentInputError, DivergedError) as error:
         return replace(session, message=sentence(error), playing=False, learning=False)
 
@@ -251,7 +253,7 @@ def _learn(desk: Desk, session: Session, action: Mapping[str, Any]) -> Session:
 
 
 def _forget(desk: Desk, session: Session, action: Mapping[str, Any]) -> Session:
-    return replace(session, lesson=None, learning=False, player=min(session.player, len(desk.pupils) - 1))
+    return replace(session, lesson=None, learning=False)
 
 
 def _outlook(desk: Desk, session: Session, action: Mapping[str, Any]) -> Session:
