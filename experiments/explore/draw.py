@@ -29,7 +29,7 @@ FIGURES = {
     "V* here": "the same from this state on",
     "V* here, exact": "the fixed point of equation (3), without a token budget",
     "V* here, by walks": "the same with the token budget, from walks of the teacher",
-    "log π*(this reply)": "that a soft-optimal walk takes these tokens: (reward so far + V* here − V* of the prompt) / α",
+    "log π*(this reply)": "that a soft-optimal walk takes these tokens: (reward + V* here − V* of the prompt) / α",
 }
 COLOURS = 6  # of students, in explore.css
 PLAY_EVERY, LOOK_AFTER, LEARN_EVERY = 350, 500, 60  # milliseconds

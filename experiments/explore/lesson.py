@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,10 @@ from experiments.table_data import candidates
 UPDATES, AT_ONCE = 250, 5
 
 
-def teachable() -> list[str]:
+@cache
+def teachable() -> tuple[str, ...]:
     """Agents that can be watched: those with a fixed point that every table has."""
-    return [name for name in EPISODIC if not conditions(name) and _point(name) is not None]
+    return tuple(name for name in EPISODIC if not conditions(name) and _point(name) is not None)
 
 
 def _point(name: str) -> Any:

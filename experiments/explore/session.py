@@ -163,7 +163,7 @@ def _set(desk: Desk, session: Session, action: Mapping[str, Any]) -> Session:
     name = str(action.get("name"))
     if name not in ("top_p", "alpha", "gamma"):
         raise InputError(f"setting {name!r} is none of top_p, alpha, gamma")
-    settings = replace(session.settings, **{name: _number(action, "value")})
+    settings = replace(session.settings, **{name: _number({name: action.get("value")}, name)})
     if settings == session.settings:
         return session
     desk.exact(settings)

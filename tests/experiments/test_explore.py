@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from agents.errors import InputError as AgentInputError
 from agents.table_student import TableStudent
 from envs.errors import InputError
 from envs.exact import solve_finite, stay_probability
@@ -32,6 +33,7 @@ from experiments.explore.walk import ROOT, Settings, Walk
 from tests.envs.models import save_tiny
 
 NAN = math.nan
+AnyInputError = (InputError, AgentInputError)
 EVIL = "</script><script>alert('x')</script><b>&\""
 
 
@@ -185,7 +187,7 @@ def test_clicks_walk_and_undo(desk: Desk) -> None:
 def test_what_cannot_be_done_is_said_and_loses_nothing(desk: Desk, action: dict[str, Any], says: str) -> None:
     before = act(desk, begun(desk), {"do": "take", "token": 3})
     after = act(desk, before, action)
-    assert says in after.message and after.message.endswith(".")
+    assert says in after.message and after.message.endswith((".", "?"))
     assert replace(after, message="", turn=before.turn) == before
 
 
@@ -239,11 +241,12 @@ def test_a_lesson_comes_to_what_is_exact(desk: Desk) -> None:
     assert moved.lesson is None and moved.player == -1, "what was learned was of another MDP"
 
 
-@pytest.mark.parametrize("name", teachable())
-def test_every_agent_can_be_watched(name: str) -> None:
-    lesson = Lesson.begin(name, toy(), Settings(0.8, 1.0, 0.8), updates=10)
-    lesson.learn(10)
-    assert lesson.over and [updates for updates, _ in lesson.gaps] == [0, 10]
+@pytest.mark.parametrize("name", ["bc", "q_learning", "sac", "bellman_distill"])
+def test_agents_of_every_kind_can_be_watched(name: str) -> None:
+    assert name in teachable() and "minillm" not in teachable()
+    lesson = Lesson.begin(name, toy(), Settings(0.8, 1.0, 0.8), updates=3)
+    lesson.learn(5)
+    assert lesson.over and [updates for updates, _ in lesson.gaps] == [0, 3]
     assert all(math.isfinite(gap.policy) and math.isfinite(gap.q) for _, gap in lesson.gaps)
     assert name in table_section(lesson, False, 1)
 
