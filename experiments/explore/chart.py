@@ -129,7 +129,7 @@ def tree(walk: Walk, names: Sequence[str]) -> str:
         lines.append(f'<path class="{kind}" d="M{x0} {y0}{bend}"/>')
     for number_ in (ROOT, *range(len(walk.nodes))):
         x, y = at(number_)
-        kind = "here" if number_ == walk.here else "way" if number_ in on_way else "side"
+        kind = "here" if number_ == walk.here else "way" if number_ in on_way else "other"
         name = escape("the prompt" if number_ == ROOT else names[number_].strip() or "␣")
         dots.append(
             f'<g class="dot {kind}" role="button" tabindex="0" data-do="go" data-node="{number_}" '

@@ -24,6 +24,10 @@ document.getElementById("theme").addEventListener("click", () => {
   root.dataset.theme = isDark() ? "light" : "dark";
   draw();
 });
+for (const button of document.querySelectorAll(".walk")) {
+  // Where `tdistill explore` listens as a rule; only a click goes there.
+  button.addEventListener("click", () => window.open("http://127.0.0.1:7860/" + button.dataset.place));
+}
 dark.addEventListener("change", draw);
 printing.addEventListener("change", draw);
 draw();

@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from statistics import fmean
 from typing import Any
+from urllib.parse import urlencode
 
 STRONG = 6.0  # nats; e^-6 is a quarter of a percent
 SAMPLES = 8
 CASES = 3
+WALK = "Opens in `tdistill explore`, which must run on this machine with this run’s teacher"
 
 Replies = Mapping[str, Sequence[Mapping[str, Any]]]
 """Arm -> its replies to the test prompts, in one order for all."""
@@ -47,15 +49,23 @@ def card(replies: Replies, place: int, opened: bool) -> str:
         entry = own[place]
         said = tinted(entry["tokens"]) if entry.get("tokens") else _plain(entry["student"])
         score = entry.get("score")
-        boxes.append(_box(arm, said, "" if score is None else f"score {score:.2f}"))
+        about = "" if score is None else f"score {score:.2f}"
+        boxes.append(_box(arm, said, about, place_of(first["prompt"], entry["student"])))
     tags = "".join(f'<span class="tag">{escape(str(tag))}</span>' for tag in first.get("tags", ()))
     head = f"<summary><span>{escape(first['prompt'].strip())}</span> {tags}</summary>"
     return f'<details{" open" if opened else ""}>{head}<div class="sides">{"".join(boxes)}</div></details>'
 
 
-def _box(who: str, said: str, about: str = "") -> str:
+def place_of(prompt: str, reply: str) -> str:
+    """Where `tdistill explore` shows a reply: what stands in its address from "?" on."""
+    return "?" + urlencode({"prompt": prompt, "reply": reply})
+
+
+def _box(who: str, said: str, about: str = "", place: str = "") -> str:
     note = f" <small>{about}</small>" if about else ""
-    return f'<div class="side"><h4>{escape(who)}{note}</h4><div class="said">{said}</div></div>'
+    walk = f'<button type="button" class="walk" title="{WALK}" data-place="{escape(place)}">Walk it</button>'
+    head = f"<h4>{escape(who)}{note}{walk if place else ''}</h4>"
+    return f'<div class="side">{head}<div class="said">{said}</div></div>'
 
 
 def _plain(text: Any) -> str:

@@ -292,7 +292,7 @@ def test_the_command_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys:
         ({"port": -1}, "port = -1"),
         ({"students": ("nowhere",)}, "nowhere"),
     ):
-        with pytest.raises(InputError, match=says):
+        with pytest.raises(AnyInputError, match=says):
             Desk(ExploreConfig(teacher="table:toy", **words))
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["explore"]) == 2

@@ -10,11 +10,11 @@ import pytest
 from experiments.explore.desk import ExploreConfig
 from tests.experiments.browser import Browser, browser
 
-pytest.importorskip(
-    "gradio",
-    reason="the page needs the extra explore, which is not among the test tools: gradio's own "
-    "pins do not agree with constraints.txt; pip install 'tdistill[explore]' runs these tests",
+WHY = (
+    "the page needs the extra explore, which the test tools lack: gradio wants pillow < 13, constraints.txt has 13; "
+    "pip install 'tdistill[explore]' runs these tests"
 )
+pytest.importorskip("gradio", reason=WHY)
 pytestmark = pytest.mark.long
 IDLE = "explore.doing === null && explore.waiting.length === 0"
 

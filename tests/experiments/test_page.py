@@ -18,7 +18,7 @@ from experiments.config import CompareConfig, DistillConfig
 from experiments.page import figures
 from experiments.page.page import command, in_script, markdown, page
 from experiments.page.rebuild import rows_of
-from experiments.page.replies import ranked, tinted
+from experiments.page.replies import place_of, ranked, tinted
 from experiments.report import Row, colours_of
 from tests.experiments.runs import small
 
@@ -182,6 +182,12 @@ def test_tokens_are_tinted_by_the_teachers_log_probability() -> None:
     """−3 of at most 6 nats is half of the tint; below −6 it is whole."""
     assert 'class="tok" style="--t:50%" title="-3.00 nats">&lt;i&gt;<' in tinted([["<i>", -3.0, True]])
     assert 'class="tok out" style="--t:100%" title="-9.00 nats, outside the nucleus">x<' in tinted([["x", -9.0, False]])
+
+
+def test_a_reply_leads_into_the_explorer() -> None:
+    assert place_of("A b?", "c & d") == "?prompt=A+b%3F&reply=c+%26+d"
+    html = whole()
+    assert html.count('class="walk"') == html.count("<h4>bc ") > 0 and 'data-place="?prompt=%3C%2Fscript' in html
 
 
 def test_cases_are_ranked_by_score_or_by_the_teachers_opinion() -> None:
