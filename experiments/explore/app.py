@@ -90,10 +90,10 @@ def build(desk: Desk) -> Any:
             elem_id="x-board",
         )
 
-        def on_act(known: Session | None, event: gradio.EventData) -> tuple[Session, str]:
+        def on_act(known: Session | None, event: Any) -> tuple[Session, str]:
             return answer(desk, known, event._data or {})
 
-        on_act.__annotations__ = {"event": gradio.EventData}
+        on_act.__annotations__ = {"event": gradio.EventData}  # by which Gradio knows what to hand over
         for one in (controls, shown):
             one.act(
                 on_act,

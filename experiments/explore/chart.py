@@ -148,8 +148,8 @@ def tree(walk: Walk, names: Sequence[str]) -> str:
 def _places(walk: Walk) -> dict[int, tuple[int, int]]:
     """Column and row of every node: a first child stays in its parent's row, every other begins a row."""
     below: dict[int, list[int]] = {}
-    for number_, node in enumerate(walk.nodes):
-        below.setdefault(node.parent, []).append(number_)
+    for number_, visited in enumerate(walk.nodes):
+        below.setdefault(visited.parent, []).append(number_)
     places, rows, waiting = dict[int, tuple[int, int]](), 0, [(ROOT, 0, False)]
     while waiting:
         node, column, branch = waiting.pop()

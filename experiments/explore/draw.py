@@ -25,10 +25,9 @@ HEADS = (
 )
 FIGURES = {
     "reward so far": "Σ γ^k log π_T of the tokens taken",
-    "V* of the prompt": "what soft-optimal walking from there is worth, entropy included; from walks of the teacher",
+    "V* of the prompt": "what soft-optimal walking from there is worth, entropy included: on a table the fixed point "
+    "of equation (3), else from walks of the teacher",
     "V* here": "the same from this state on",
-    "V* here, exact": "the fixed point of equation (3), without a token budget",
-    "V* here, by walks": "the same with the token budget, from walks of the teacher",
     "log π*(this reply)": "that a soft-optimal walk takes these tokens: (reward + V* here − V* of the prompt) / α",
 }
 COLOURS = 6  # of students, in explore.css
@@ -110,7 +109,9 @@ def _memory(scene: Scene) -> str:
     known |= {name: f"{getattr(session.settings, name):g}" for name in ("top_p", "alpha", "gamma")}
     if session.playing or session.learning:
         known |= {"then": "tick", "after": str(PLAY_EVERY if session.playing else LEARN_EVERY)}
-    elif view is not None and (scene.start is None or (scene.here is None and not view.ended)):
+    elif view is not None and (
+        scene.start is None or (scene.here is None and not view.ended and view.exact_start is None)
+    ):
         known |= {"then": "outlook", "after": str(LOOK_AFTER)}
     busy = "true" if session.playing or session.learning else "false"
     return " ".join(f'data-{key.replace("_", "-")}="{escape(value)}"' for key, value in known.items()) + (
@@ -240,19 +241,16 @@ def _figures(scene: Scene, view: View) -> str:
     gamma, settings = session.settings.gamma, session.settings
     gained, count = view.gained(gamma), len(view.steps)
     found = [("step", f"{count} of {settings.max_new_tokens}"), ("reward so far", number(gained))]
-    if view.exact_value is not None:
-        found.append(("V* here, exact", number(view.exact_value, 3)))
-    found.append(("V* of the prompt", _value(start)))
-    found.append(
-        (
-            "V* here, by walks" if view.exact_value is not None else "V* here",
-            "0" if view.ended == "terminated" else _value(here),
-        )
-    )
-    ahead = 0.0 if view.ended else here.value if here else None
-    if start is not None and start.exact and ahead is not None and count:  # path consistency, at γ = 1
-        chance = (gained + ahead - start.value) / settings.alpha
-        found.append(("log π*(this reply)", f"≈ {number(min(0.0, chance))}"))
+    if view.exact_start is not None:
+        found.append(("V* of the prompt", number(view.exact_start, 3)))
+        found.append(("V* here", "–" if view.exact_value is None else number(view.exact_value, 3)))
+    else:
+        found.append(("V* of the prompt", _value(start)))
+        found.append(("V* here", "0" if view.ended == "terminated" else _value(here)))
+        ahead = 0.0 if view.ended else here.value if here else None
+        if start is not None and start.exact and ahead is not None and count:  # path consistency, at γ = 1
+            chance = (gained + ahead - start.value) / settings.alpha
+            found.append(("log π*(this reply)", f"≈ {number(min(0.0, chance))}"))
     cells = "".join(
         f'<div title="{FIGURES.get(name, "")}"><dt>{name}</dt><dd>{value}</dd></div>' for name, value in found
     )

@@ -98,7 +98,7 @@ def _whole(action: Mapping[str, Any], name: str) -> int:
 def _open(desk: Desk, session: Session, action: Mapping[str, Any]) -> Session:
     """A page from its address, or from what was typed: prompt, and where to stand."""
     settings = session.settings
-    given = {}
+    given = dict[str, Any]()
     for name in ("top_p", "alpha", "gamma"):
         if action.get(name) not in (None, ""):
             given[name] = _number(action, name)
@@ -163,7 +163,8 @@ def _set(desk: Desk, session: Session, action: Mapping[str, Any]) -> Session:
     name = str(action.get("name"))
     if name not in ("top_p", "alpha", "gamma"):
         raise InputError(f"setting {name!r} is none of top_p, alpha, gamma")
-    settings = replace(session.settings, **{name: _number({name: action.get("value")}, name)})
+    changed: dict[str, Any] = {name: _number({name: action.get("value")}, name)}
+    settings = replace(session.settings, **changed)
     if settings == session.settings:
         return session
     desk.exact(settings)
@@ -259,7 +260,8 @@ def _forget(desk: Desk, session: Session, action: Mapping[str, Any]) -> Session:
 def _outlook(desk: Desk, session: Session, action: Mapping[str, Any]) -> Session:
     walk = _walking(session)
     desk.look_ahead(replace(walk, here=ROOT), session.settings)
-    desk.look_ahead(walk, session.settings)
+    if desk.table is None:  # where the values of a state are not known
+        desk.look_ahead(walk, session.settings)
     return session
 
 

@@ -61,8 +61,9 @@ def _matrix(lesson: Lesson, state: int | None) -> str:
         mark = ' class="now"' if number_ == state else ""
         rows.append(f"<tr{mark}><th>{name}</th>{cells}</tr>")
     return (
-        '<div class="wide"><table class="matrix"><caption>Q of state (row) and token (column): exact above, learned '
-        f"below</caption><thead><tr><th></th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        '<p class="about">Q of state (row) and token (column): exact above, learned below</p>'
+        f'<div class="wide"><table class="matrix"><thead><tr><th></th>{heads}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 

@@ -79,7 +79,8 @@ class View:
     leaks: tuple[float, ...]  # student mass outside the set
     ended: str  # "terminated", "truncated" or ""
     left: int  # tokens of the budget
-    exact_value: float | None = None
+    exact_value: float | None = None  # V* here, and of the prompt, on table teachers
+    exact_start: float | None = None
 
     @property
     def lost(self) -> float:
@@ -106,16 +107,17 @@ def look(teacher: Teacher, pupils: Sequence[Pupil], walk: Walk, settings: Settin
     steps = _steps(teacher, walk, scores, settings)
     ended = end_of(teacher, walk.prompt, reply, settings)
     left = max(0, settings.max_new_tokens - len(reply))
+    start = None if exact is None else float(exact.value[_state(teacher, walk.prompt)])
     if ended:
-        nothing = (0.0,) * len(pupils)
-        return View(steps, (), 0, False, 0.0, nothing, nothing, ended, left)
+        nothing, here = (0.0,) * len(pupils), 0.0 if exact is not None and ended == "terminated" else None
+        return View(steps, (), 0, False, 0.0, nothing, nothing, ended, left, here, start)
     row = scores[-1]  # (V,)
     sets = top_p(row[None], settings.top_p, settings.max_candidates)
     shown = sets.ids[0][sets.mask[0]][:SHOWN]
     beyond = _beyond(row, sets)
     text = [*walk.prompt, *reply]
     read = [_opinions(pupil, text, sets, shown, row, teacher, settings) for pupil in pupils]
-    state = None if exact is None else int(getattr(teacher, "state_of")(text))  # noqa: B009 - of tables alone
+    state = None if exact is None else _state(teacher, text)
     found = []
     for place, token in enumerate([*shown.tolist(), *beyond]):
         inside = place < len(shown)
@@ -142,7 +144,12 @@ def look(teacher: Teacher, pupils: Sequence[Pupil], walk: Walk, settings: Settin
         ended="",
         left=left,
         exact_value=None if state is None else float(exact.value[state]),
+        exact_start=start,
     )
+
+
+def _state(teacher: Any, text: Sequence[int]) -> int:
+    return int(teacher.state_of(text))
 
 
 def end_of(teacher: Teacher, prompt: Sequence[int], reply: Sequence[int], settings: Settings) -> str:

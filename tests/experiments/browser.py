@@ -24,7 +24,14 @@ class Browser:
         self.asked, self.console, self._next, self._buffer = list[str](), list[str](), 0, b""
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+        flags = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--hide-scrollbars",
+        ]
         quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
         words = [found, *flags, *quiet, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
         # It reads commands from descriptor 3 and writes answers to 4.

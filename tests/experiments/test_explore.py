@@ -105,6 +105,7 @@ def test_a_table_says_what_is_exact(desk: Desk) -> None:
     view = look(desk.teacher, desk.pupils, desk.begin("2"), desk.settings, exact)
     known = {c.token: c.exact_q for c in view.candidates if c.inside}
     assert known[0] == pytest.approx(math.log(0.64)) and view.exact_value is not None
+    assert view.exact_start == view.exact_value
     assert view.exact_value == pytest.approx(np.logaddexp.reduce([q for q in known.values() if q is not None]))
 
 
@@ -255,7 +256,7 @@ def test_the_board_shows_the_state_and_no_content_becomes_markup(desk: Desk) -> 
     session, html = app.answer(desk, None, {"do": "open", "prompt": "1"})
     assert html.count('class="cand"') == 3 and 'data-then="outlook"' in html and "retained" in html
     session, html = app.answer(desk, session, {"do": "outlook"})
-    assert 'data-then="outlook"' not in html and 'class="band"' in html and "V* here, exact" in html
+    assert 'data-then="outlook"' not in html and 'class="band"' in html and "V* of the prompt" in html
     said = board(replace(app.scene(desk, session), session=replace(session, message=EVIL, prompt=EVIL), names=(EVIL,)))
     assert "<script" not in said and "<b>&" not in said
     assert "<script" not in panel(EVIL, [EVIL], Settings()) and "http" not in panel("t", ["p"], Settings())
