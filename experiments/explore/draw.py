@@ -119,6 +119,11 @@ def _memory(scene: Scene) -> str:
     )
 
 
+def _unknown(scene: Scene, view: View) -> bool:
+    """Whether V* of this state is to be estimated, and has not been."""
+    return scene.here is None and not view.ended and view.exact_start is None
+
+
 def _button(label: str, do: str, kind: str = "", **values: object) -> str:
     extra = "".join(f' data-{key}="{escape(str(value))}"' for key, value in values.items())
     cls = f' class="{kind}"' if kind else ""
