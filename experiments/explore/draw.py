@@ -184,8 +184,8 @@ def _nucleus(scene: Scene, view: View) -> str:
         mass = view.retained - sum(math.exp(candidate.logp) for candidate in inside)
         rows += f'<p class="about">and {more:,} more candidates with {_share(max(mass, 0.0))} together</p>'
     outside = "".join(
-        f'<div class="cand lost"><span class="key"></span>{_name(candidate)}<span class="lines">'
-        f"{_line(candidate.logp, 'var(--soft)', ())}</span></div>"
+        f'<div class="cand lost"><span class="key"></span>{_name(candidate)}'
+        f'<span class="lines">{_lines(candidate)}</span></div>'
         for candidate in view.candidates
         if not candidate.inside
     )
@@ -210,18 +210,23 @@ def _candidate(candidate: Candidate, place: int, scene: Scene, view: View) -> st
     own: tuple[float | None, ...] = (None, None, None)
     if candidate.exact_q is not None and view.exact_value is not None:
         own = (candidate.exact_q, candidate.exact_q - view.exact_value, 0.0)
-    lines = [_line(candidate.logp, "var(--ink)", own, "*" if own[0] is not None else "")]
-    for student, opinion in enumerate(candidate.opinions):
-        values = (opinion.q, opinion.advantage, opinion.td_error)
-        lines.append(_line(opinion.logp, f"var(--s{student % COLOURS})", values))
     named = "the end of the text" if candidate.text == END else candidate.text.strip() or "a space"
     told = f"Take {named}, teacher {_share(math.exp(candidate.logp))}"
     key = str(place + 1) if place < 9 else ""
     return (
         f'<button type="button" class="cand" data-do="take" data-token="{candidate.token}" data-focus="cand{place}" '
         f'aria-label="{escape(told)}"><span class="key">{key}</span>{_name(candidate)}'
-        f'<span class="lines">{"".join(lines)}</span></button>'
+        f'<span class="lines">{_lines(candidate, own)}</span></button>'
     )
+
+
+def _lines(candidate: Candidate, exact: Sequence[float | None] = (None, None, None)) -> str:
+    """A line of the teacher, and one of every student."""
+    lines = [_line(candidate.logp, "var(--ink)", exact, "*" if exact[0] is not None else "")]
+    for student, opinion in enumerate(candidate.opinions):
+        values = (opinion.q, opinion.advantage, opinion.td_error)
+        lines.append(_line(opinion.logp, f"var(--s{student % COLOURS})", values))
+    return "".join(lines)
 
 
 def _line(logp: float, colour: str, values: Sequence[float | None], star: str = "") -> str:

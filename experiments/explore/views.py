@@ -33,12 +33,12 @@ class Pupil:
 
 @dataclass(frozen=True)
 class Opinion:
-    """What a student makes of a candidate; nats."""
+    """What a student makes of a token; nats. Q is defined on the set alone."""
 
     logp: float  # log π_S(a|s), its full softmax
-    q: float  # v(s) + α log π_S^A(a|s)
-    advantage: float  # Q − V
-    td_error: float  # r + γ V(s·a) − Q(s, a)
+    q: float | None = None  # v(s) + α log π_S^A(a|s)
+    advantage: float | None = None  # Q − V
+    td_error: float | None = None  # r + γ V(s·a) − Q(s, a)
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,11 @@ def look(teacher: Teacher, pupils: Sequence[Pupil], walk: Walk, settings: Settin
     shown = sets.ids[0][sets.mask[0]][:SHOWN]
     beyond = _beyond(row, sets)
     text = [*walk.prompt, *reply]
-    read = [_opinions(pupil, text, sets, shown, row, teacher, settings) for pupil in pupils]
+    tokens = [*shown.tolist(), *beyond]
+    read = [_opinions(pupil, text, sets, shown, beyond, row, teacher, settings) for pupil in pupils]
     state = None if exact is None else _state(teacher, text)
     found = []
-    for place, token in enumerate([*shown.tolist(), *beyond]):
+    for place, token in enumerate(tokens):
         inside = place < len(shown)
         q = None if state is None or not math.isfinite(exact.q[state, token]) else float(exact.q[state, token])
         found.append(
@@ -129,7 +130,7 @@ def look(teacher: Teacher, pupils: Sequence[Pupil], walk: Walk, settings: Settin
                 logp=float(row[token]),
                 reward=_reward(row[token], sets),
                 inside=inside,
-                opinions=tuple(one[0][place] for one in read) if inside else (),
+                opinions=tuple(one[0][place] for one in read),
                 exact_q=q,
             )
         )
@@ -218,27 +219,35 @@ def _beyond(row: Tensor, sets: Candidates) -> list[int]:
 
 
 def _opinions(
-    pupil: Pupil, text: list[int], sets: Candidates, shown: Tensor, row: Tensor, teacher: Teacher, settings: Settings
+    pupil: Pupil,
+    text: list[int],
+    sets: Candidates,
+    shown: Tensor,
+    beyond: list[int],
+    row: Tensor,
+    teacher: Teacher,
+    settings: Settings,
 ) -> tuple[list[Opinion], float, float]:
-    """A student's opinion of the shown candidates, its v(s) and its leak."""
-    model = pupil.model
+    """A student's opinion of the shown candidates and the tokens beyond, its v(s) and its leak."""
+    model, few = pupil.model, shown.tolist()
     device = next(iter(model.parameters())).device
     context, length = torch.tensor([text], device=device), torch.tensor([len(text)], device=device)
     every = torch.arange(model.vocab_size, device=device)[None]
-    logits, value = (found.cpu() for found in model.at_ids(context, length, every))
-    logits = logits.float()
-    ids, mask = sets.ids, sets.mask & (sets.ids < model.vocab_size)
-    policy, inside = on_candidates(logits, torch.where(mask, ids, 0), mask)  # (1, K), (1,)
+    logits, value = (found.cpu().float() for found in model.at_ids(context, length, every))  # (1, V), (1,)
+    mask = sets.mask & (sets.ids < model.vocab_size)
+    policy, inside = on_candidates(logits, torch.where(mask, sets.ids, 0), mask)  # (1, K), (1,)
     norm = logits.logsumexp(-1)  # (1,)
-    value = value.float()
     q = objectives.levelled_q(value, policy, settings.alpha)[0]  # (K,)
     level = objectives.soft_value(q[None], mask, settings.alpha)[0] if bool(mask.any()) else value[0]
-    rewards = torch.tensor([_reward(row[token], sets) for token in shown.tolist()])
-    after = torch.tensor([[*text, token] for token in shown.tolist()], device=device)
+    rewards = torch.tensor([_reward(row[token], sets) for token in few])
+    after = torch.tensor([[*text, token] for token in few], device=device)
     next_values = model.value_of(after, torch.full((len(after),), len(text) + 1, device=device)).cpu().float()
-    goes_on = torch.tensor([token not in teacher.eos_ids for token in shown.tolist()])
-    few = q[: len(shown)]
-    errors = objectives.bootstrap(rewards, settings.gamma * goes_on, next_values) - few
-    logp = torch.where(mask[0, : len(shown)], policy[0, : len(shown)] + inside - norm, -math.inf)
-    found = [Opinion(float(logp[k]), float(few[k]), float(few[k] - level), float(errors[k])) for k in range(len(shown))]
+    goes_on = torch.tensor([token not in teacher.eos_ids for token in few])
+    errors = objectives.bootstrap(rewards, settings.gamma * goes_on, next_values) - q[: len(few)]
+    known = logits.shape[1]
+    logp = [float(logits[0, token] - norm[0]) if token < known else -math.inf for token in [*few, *beyond]]
+    found = [
+        Opinion(logp[k], float(q[k]), float(q[k] - level), float(errors[k])) if k < len(few) else Opinion(logp[k])
+        for k in range(len(logp))
+    ]
     return found, float(level), float(-torch.expm1((inside - norm).clamp(max=0.0))[0])

@@ -89,6 +89,8 @@ def test_a_state_by_hand() -> None:
     shares = [0.2 / 0.9, 0.5 / 0.9, 0.2 / 0.9]  # on the set
     q = [-2 + 0.5 * math.log(share) for share in shares]
     opinions = [candidate.opinions[0] for candidate in inside]
+    beyond = [candidate.opinions[0] for candidate in view.candidates if not candidate.inside]
+    assert beyond[1].logp == pytest.approx(math.log(0.1), abs=1e-5) and beyond[1].q is None
     assert [opinion.logp for opinion in opinions] == pytest.approx([math.log(x) for x in (0.2, 0.5, 0.2)], abs=1e-5)
     assert [opinion.q for opinion in opinions] == pytest.approx(q, abs=1e-5)
     assert [opinion.advantage for opinion in opinions] == pytest.approx([x + 2 for x in q], abs=1e-5)
@@ -231,8 +233,9 @@ def test_an_address_leads_back(desk: Desk) -> None:
 def test_a_lesson_comes_to_what_is_exact(desk: Desk) -> None:
     page = act(desk, begun(desk), {"do": "learn", "agent": "soft_q"})
     assert page.learning and page.lesson is not None
-    while page.learning:
-        page = act(desk, page, {"do": "tick"})
+    page.lesson.learn(240)
+    page = act(desk, page, {"do": "tick"})
+    assert not page.learning and page.lesson is not None
     (first, start), (last, end) = page.lesson.gaps[0], page.lesson.gaps[-1]
     assert (first, last) == (0, 250) and start.q > 0.5 and end.q < 0.01 and end.policy < 0.003
     assert np.nanmax(np.abs(page.lesson.learned() - page.lesson.solution.q)) == pytest.approx(end.q)
