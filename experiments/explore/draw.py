@@ -276,7 +276,7 @@ def _figures(scene: Scene, view: View) -> str:
 def _level(scene: Scene, view: View, place: int) -> str:
     if view.ended:
         return "0" if view.ended == "terminated" else ""
-    return number(view.values[place], 3) if scene.valued[place] else "0, no value head"
+    return number(view.values[place], 3) if scene.valued[place] else "0, not learned"
 
 
 def _value(outlook: Outlook | None) -> str:
