@@ -72,7 +72,6 @@ def build(desk: Desk) -> Any:
 
     Raises: InputError: the extra is not installed.
     """
-    os.environ.update(QUIET)
     gradio = imported()
     script = (HERE / "explore.js").read_text(encoding="utf-8")
     with gradio.Blocks(title="tdistill explore", analytics_enabled=False) as app:
@@ -107,7 +106,8 @@ def build(desk: Desk) -> Any:
 
 
 def imported() -> Any:
-    """Gradio. Raises: InputError: it is not installed."""
+    """Gradio, told to be quiet. Raises: InputError: it is not installed."""
+    os.environ.update(QUIET)
     try:
         import gradio
     except ImportError as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
@@ -26,13 +28,26 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[str]:
+def called() -> Iterator[list[str]]:
+    """Hosts that this process, which serves the page, connects to."""
+    found = list[str]()
+    connect = socket.socket.connect
+
+    def noted(self: socket.socket, address: Any) -> None:
+        found.append(str(address[0]) if isinstance(address, tuple) else "127.0.0.1")
+        connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", noted)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def page(called: list[str]) -> Iterator[str]:
     """Where a table teacher with a random student is served."""
     from experiments.explore.app import serve
 
-    config = ExploreConfig(
-        teacher="table:toy", students=("tiny",), top_p=0.8, gamma=0.9, max_new_tokens=6, walks=8, port=0
-    )
+    config = ExploreConfig(teacher="table:toy", students=("tiny",), top_p=0.8, gamma=0.9, max_new_tokens=6, port=0)
     app, address = serve(config, wait=False)
     yield address
     app.close()
@@ -109,6 +124,11 @@ def test_what_is_wrong_is_said_and_a_reload_goes_on(chromium: Browser, page: str
     opened(chromium, str(chromium.run("location.href")))
     assert reply(chromium).split() == ["2", "3"]
     silent(chromium)
+
+
+def test_the_server_calls_nobody(page: str, called: list[str]) -> None:
+    """No telemetry and no look for newer versions: not even the attempt."""
+    assert called and set(called) <= {"127.0.0.1", "localhost", "::1"}
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
