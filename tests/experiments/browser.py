@@ -36,8 +36,8 @@ class Browser:
         words = [found, *flags, *quiet, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
         # It reads commands from descriptor 3 and writes answers to 4.
         command = ["bash", "-c", f'exec 3<&{to_read} 4>&{to_write}; exec "$@"', "bash", *words]
-        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self._process = subprocess.Popen(command, pass_fds=(to_read, to_write), **silent)  # type: ignore[call-overload]
+        nowhere = subprocess.DEVNULL
+        self._process = subprocess.Popen(command, pass_fds=(to_read, to_write), stdout=nowhere, stderr=nowhere)
         os.close(to_read)
         os.close(to_write)
         self._session = ""
