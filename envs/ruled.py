@@ -44,8 +44,7 @@ class RuledVectorEnv(TopPTokenVectorEnv):
         allow: tokens that may be taken; None: all.
         potential: Φ; None: 0. It may depend on nothing but prompt and reply.
         settings: those of `TopPTokenVectorEnv`; `gamma` must be the learner's.
-    Raises: InputError: as `TopPTokenVectorEnv`; a mask of another size, a potential that is no finite number, or a
-        reward that pays by candidate after the fact (see `Shaped`).
+    Raises: InputError: as `TopPTokenVectorEnv`; a mask of another size, or a potential that is no finite number.
     """
 
     def __init__(
@@ -127,9 +126,8 @@ def narrowed(found: Candidates, kept: Tensor) -> Candidates:
     """Candidates without those that are not `kept` (N, K), the others in their order and padding behind them."""
     order = torch.argsort((~kept).to(torch.int8), dim=-1, stable=True)
     mask = kept.gather(-1, order)
-    return Candidates(
+    return found._replace(
         ids=found.ids.gather(-1, order).masked_fill(~mask, 0),
         logp=found.logp.gather(-1, order).masked_fill(~mask, PAD_LOGP),
         mask=mask,
-        cut=found.cut,
     )

@@ -61,12 +61,13 @@ def junit(found: Judgement) -> bytes:
     for name, tests in suites.items():
         failures = sum(test.find("failure") is not None for test in tests)
         counts = {"tests": len(tests), "failures": failures}
-        suite = ET.SubElement(root, "testsuite", name=name, errors="0", skipped="0", **_texts(counts))
+        suite = ET.SubElement(root, "testsuite", {"name": name, "errors": "0", "skipped": "0", **_texts(counts)})
         suite.extend(tests)
         totals = {key: totals[key] + count for key, count in counts.items()}
     root.attrib |= {**_texts(totals), "errors": "0"}
     ET.indent(root)
-    return b'<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="utf-8") + b"\n"
+    body: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)
+    return body + b"\n"
 
 
 def prepare(path: Path) -> None:
