@@ -51,8 +51,8 @@ def test_bench_memory_leaves_a_curve(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["env", "--steps", "0"], "steps has 0; it must be at least 1"),
         (["env", "--rows", "0"], "rows has 0"),
         (["memory", "--steps", "3"], "steps = 3 is below 200"),
-        (["learning"], "bench measures env, learn, memory, not 'learning'"),
-        ([], "bench measures env, learn, memory, not nothing"),
+        (["learning"], "bench measures env, learn, memory, served, not 'learning'"),
+        ([], "bench measures env, learn, memory, served, not nothing"),
     ],
 )
 def test_bad_input_is_named(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
