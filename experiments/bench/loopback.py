@@ -89,9 +89,11 @@ class Engine(threading.Thread):
             job.done.wait()
 
     def close(self) -> None:
+        """Stop after the step at hand, and wait for it: an interpreter must not end while another thread computes."""
         with self.some:
             self.closed = True
             self.some.notify()
+        self.join()
 
     def run(self) -> None:
         walk, serving = self.teacher.walk(self.rows), dict[int, Job]()
