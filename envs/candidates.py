@@ -40,6 +40,16 @@ class Candidates(NamedTuple):
         """1 − Z(s), (...,), in [0, 1]."""
         return -torch.expm1(self.log_mass)
 
+    def emptied(self, gone: Tensor) -> Candidates:
+        """The same without any candidate where `gone`, (...,) bool."""
+        wide = gone[..., None]
+        return Candidates(
+            ids=self.ids.masked_fill(wide, 0),
+            logp=self.logp.masked_fill(wide, PAD_LOGP),
+            mask=self.mask & ~wide,
+            cut=self.cut & ~gone,
+        )
+
 
 def check_top_p(p: float, max_candidates: int | None = None) -> None:
     """Raises: InputError: p outside (0, 1] or max_candidates below 1."""

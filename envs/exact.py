@@ -63,10 +63,11 @@ def candidate_sets(probabilities: Array, top_p: float) -> NDArray[np.bool_]:
 class _Mdp:
     """A table teacher's top-p token MDP as arrays."""
 
-    def __init__(self, teacher: TableTeacher, top_p: float) -> None:
+    def __init__(self, teacher: TableTeacher, top_p: float, extra: NDArray[np.bool_] | None = None) -> None:
         self.logp: Array = teacher.table  # (S, V)
+        sets = candidate_sets(teacher.probabilities, top_p)
         # At p = 1 the whole vocabulary is in the set; a token of probability 0 pays −∞ and is never taken.
-        self.mask = candidate_sets(teacher.probabilities, top_p) & (teacher.probabilities > 0)
+        self.mask = (sets if extra is None else sets | extra) & (teacher.probabilities > 0)
         self.after = teacher.successors()  # (S, V)
         self.goes_on = ~np.isin(np.arange(teacher.vocab_size), sorted(teacher.eos_ids))  # (V,)
         self.inside = np.where(self.mask, teacher.probabilities, 0.0)  # π_T on the set
@@ -140,6 +141,7 @@ def solve(
     weight: float = 0.0,
     reward: str | Array = "logprob",
     visits: Array | None = None,
+    extra: NDArray[np.bool_] | None = None,
 ) -> Solution:
     """The fixed point of a learner on a table teacher; infinite horizon.
 
@@ -152,7 +154,6 @@ def solve(
         chi2          the optimum of equation (5): see `exact_chi2.maximise_chi2`
 
     Source: equations (1)-(6) of the design.
-
     Args:
         top_p: p of equation (1), in (0, 1].
         gamma: discount, in [0, 1]; read by hard, soft, conservative, chi2.
@@ -162,6 +163,7 @@ def solve(
         reward: one of `REWARDS`, or (S, V) nats; read by hard, soft, conservative.
         visits: what the data of `chi2` hold, up to scale: (S,) how often each state is met by teacher walks, or (S, V)
             how often each token was taken in each state.
+        extra: (S, V) tokens that join the nuclei, as `envs.extras` has them join; not read by teacher. None adds none.
     Raises: InputError: an unknown target or reward, a parameter out of range, or values that do not exist (at γ = 1 a
         state from which no text ends inside the sets).
     """
@@ -171,7 +173,7 @@ def solve(
     if target == "teacher":
         mdp = _Mdp(teacher, 1.0)
         return mdp.solution(mdp.logp, np.zeros(len(mdp.logp)), 1.0)
-    mdp = _Mdp(teacher, top_p)
+    mdp = _Mdp(teacher, top_p, extra)
     if target == "renormalised":
         return mdp.solution(mdp.logp - mdp.log_mass[:, None], np.zeros(len(mdp.logp)), 1.0)
     if target == "conditioned":
@@ -199,6 +201,7 @@ def solve_finite(
     alpha: float = 1.0,
     hard: bool = False,
     reward: str | Array = "logprob",
+    extra: NDArray[np.bool_] | None = None,
 ) -> Solution:
     """Equation (3) with H tokens left and value 0 after them; finite horizon: the problem of the identities (4).
 
@@ -213,7 +216,7 @@ def solve_finite(
     _check(gamma, alpha)
     if horizon < 1:
         raise InputError(f"horizon = {horizon} is below 1; give the number of tokens a text may have")
-    mdp = _Mdp(teacher, top_p)
+    mdp = _Mdp(teacher, top_p, extra)
     pays = mdp.rewards(reward, gamma, alpha)
     value = np.zeros((horizon + 1, len(pays)))
     q = np.full((horizon + 1, *pays.shape), np.nan)

@@ -16,9 +16,10 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from envs import checks
-from envs.candidates import PAD_LOGP, Candidates, check_top_p, top_p, width_of
+from envs.candidates import PAD_LOGP, Candidates, check_top_p, width_of
 from envs.deck import Card, Deck
 from envs.errors import InputError
+from envs.extras import Extras, fitting, hybrid
 from envs.prompts import Prompt
 from envs.rendering import render_state
 from envs.rewards import Reward, Step, make_reward
@@ -83,12 +84,13 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
     * `reward`, `gamma`: equation (2); gamma is for the rewards that need it, nothing is discounted here.
     * `render_mode`: "ansi" returns what "human" prints: the text, the choice, the candidates.
     * `stop_strings`: texts that end a reply which contains one.
+    * `extras`: what joins every nucleus, such as a protected lexicon: `envs.extras`; None adds nothing.
 
     ## Version History
     * v0: first version.
 
     Raises: InputError: an argument out of range or of another type, no prompt, one longer than max_prompt_tokens or the
-        context, or a budget that the context has no room for after any prompt.
+        context, a budget that the context has no room for after any prompt, or extras that K slots may not hold.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012
@@ -112,6 +114,7 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         render_mode: str | None = None,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         stop_strings: Sequence[str] = (),
+        extras: Extras | None = None,
     ) -> None:
         num_envs, max_new_tokens = checks.whole("num_envs", num_envs), checks.whole("max_new_tokens", max_new_tokens)
         max_candidates = None if max_candidates is None else checks.whole("max_candidates", max_candidates)
@@ -134,6 +137,7 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         self.max_prompt_tokens = self._deck.longest
         self.num_envs = num_envs
         self._slots = width_of(self.teacher.vocab_size, top_p, max_candidates)
+        self.extras = fitting(extras, self._slots, self.teacher.vocab_size, self.max_prompt_tokens)
         self._make_spaces()
         self._make_state()
 
@@ -326,15 +330,12 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         index = torch.from_numpy(np.arange(self.num_envs) if rows is None else rows)
         if rows is not None:
             logits, norm = logits[index.to(logits.device)], norm[index.to(norm.device)]
-        found = Candidates(*(part.cpu() for part in top_p(logits, self.top_p, self._slots, log_norm=norm)))
-        gone = torch.from_numpy(self._terminated)[index, None]
+        chosen, state = [] if self.extras is None else index.tolist(), self._context
+        joined = [(state[row, : self._length[row]], int(self._prompt_length[row])) for row in chosen]
+        sets = hybrid(logits, self.top_p, self._slots, log_norm=norm, extras=self.extras, texts=joined)
+        found, gone = Candidates(*(part.cpu() for part in sets)), torch.from_numpy(self._terminated)[index]
         if gone.any():
-            found = Candidates(
-                ids=found.ids.masked_fill(gone, 0),
-                logp=found.logp.masked_fill(gone, PAD_LOGP),
-                mask=found.mask & ~gone,
-                cut=found.cut & ~gone[:, 0],
-            )
+            found = found.emptied(gone)
         if rows is not None:
             parts = zip(self.candidates, found, strict=True)
             found = Candidates(*(whole.index_copy(0, index, part) for whole, part in parts))

@@ -51,8 +51,22 @@ class LoadConfig:
         return replace(self.loading, dtype="float32", chat_template=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SetConfig(LoadConfig):
+    """What joins the candidate sets beside the nucleus."""
+
+    protect: Path | None = None
+    """A lexicon, one word or phrase a line: its tokens are candidates wherever one may begin or go on, whatever their
+    probability; `max_candidates` must hold them."""
+    copy_prompt: bool = False
+    """Tokens of the prompt are candidates everywhere in the reply."""
+    rare_within: int | None = None
+    """Tokens that are rare in the training prompts and references are candidates wherever they are among the teacher's
+    so many most probable."""
+
+
 @dataclass(frozen=True)
-class RunConfig(LoadConfig):
+class RunConfig(SetConfig):
     """What every training run shares."""
 
     teacher: str = "embedded"
@@ -206,7 +220,7 @@ class CompareConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(LoadConfig):
+class EvaluateConfig(SetConfig):
     """Measure a student (or a teacher) directory on held-out prompts."""
 
     student: str

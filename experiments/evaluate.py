@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from agents.loading import check_tokenizers
-from envs.candidates import check_top_p, normalise
+from envs.candidates import Candidates, check_top_p, normalise
 from envs.decode import decode
 from envs.errors import InputError
+from envs.extras import Extras, hybrid, texts_along
 from envs.hf_teacher import load_causal_lm
 from envs.prompts import Prompt, embedded_prompts, load_prompts, split_prompts
 from envs.sequences import right_padded
@@ -30,6 +31,7 @@ from experiments.config import ABSENT, EvaluateConfig
 from experiments.cost import TOKENS, check_price, costs, with_price
 from experiments.metrics import TokenMeasures, common_vocabulary, rouge_each, task_each, task_measures, token_measures
 from experiments.per_prompt import Parts
+from experiments.protect import fitting_extras
 from experiments.seen import refuse_selection_prompts, refuse_training_prompts
 from experiments.text_metrics import matched_measures, text_measures
 
@@ -45,6 +47,12 @@ class Rule:
     top_p: float
     max_candidates: int
     max_new_tokens: int
+    extras: Extras | None = None  # what joins every nucleus
+
+    def sets(self, teacher: torch.Tensor, text: Sequence[int], prompt: int) -> Candidates:
+        """The candidate sets along a reply to a prompt of so many tokens, of log-probabilities (T, V)."""
+        states = [] if self.extras is None else texts_along(text, prompt, len(teacher))
+        return hybrid(teacher, self.top_p, self.max_candidates, extras=self.extras, texts=states)
 
 
 @dataclass(frozen=True)
@@ -249,7 +257,8 @@ def along(student: Any, ids: list[list[int]], replies: list[list[int]], teacher:
         for row, index in enumerate(chosen):
             states = slice(len(ids[index]) - 1, len(texts[row]) - 1)
             pair = common_vocabulary(student_logp[row, states], teacher_logp[row, states])
-            parts[index] = token_measures(*pair, rule.top_p, rule.max_candidates)
+            sets = rule.sets(pair[1], texts[row], len(ids[index]))
+            parts[index] = token_measures(*pair, rule.top_p, rule.max_candidates, sets)
     ordered = [parts[index] for index in range(len(ids))]
     return TokenMeasures(*(torch.cat(values) for values in zip(*ordered, strict=True)))
 
@@ -287,7 +296,8 @@ def run(config: EvaluateConfig, beside_teacher: bool = False) -> Evaluation:
     refuse_selection_prompts(Path(config.student), prompts)
     model, tokenizer = load_causal_lm(config.student, config.student_loading)
     check_same_tokens(teacher, tokenizer)
-    rule = Rule(config.top_p, config.max_candidates, config.max_new_tokens)
+    extras = fitting_extras(config, teacher, prompts)
+    rule = Rule(config.top_p, config.max_candidates, config.max_new_tokens, extras)
     exam = set_exam(teacher, prompts, rule)
     own, theirs = costs(model, exam.ids, teacher, max(2, min(TOKENS, rule.max_new_tokens)))
     cost = with_price(speeds(model, exam, teacher, rule) | own, config.price)

@@ -11,6 +11,7 @@ from envs.rewards import Sqil, make_reward
 from experiments.budget import check_budget
 from experiments.collect import TEACHER_WALKS
 from experiments.config import RunConfig
+from experiments.protect import check_protection
 from experiments.references import TARGETS
 from experiments.rules.run import check_rules
 from experiments.samplers import GRID, SAMPLERS
@@ -24,6 +25,7 @@ def check_limits(config: RunConfig, masses: Sequence[float]) -> None:
     for top_p in masses:
         check_top_p(top_p, config.max_candidates)
     make_reward(config.reward, config.gamma)
+    check_protection(config)
     check_budget(config)
     _ = config.loading
     if config.dtype not in PRECISIONS:

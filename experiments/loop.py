@@ -121,6 +121,7 @@ class LoopTrainer:
             max_new_tokens=config.max_new_tokens,
             reward=config.reward,
             gamma=config.gamma,
+            extras=space.extras,
         )
 
     def _validate(self, writer: Any, report: Report, updates: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor
 
-from envs.candidates import top_p
+from envs.candidates import Candidates, top_p
 from envs.prompts import Prompt
 from envs.service_desk import score_reply
 
@@ -28,7 +28,9 @@ class TokenMeasures(NamedTuple):
     confidence: Tensor  # its probability
 
 
-def token_measures(student: Tensor, teacher: Tensor, p: float, max_candidates: int | None) -> TokenMeasures:
+def token_measures(
+    student: Tensor, teacher: Tensor, p: float, max_candidates: int | None, sets: Candidates | None = None
+) -> TokenMeasures:
     """Both distributions compared at T positions.
 
         KL(π_T‖π_S) = Σ_a π_T(a) (log π_T(a) − log π_S(a)),    leak = 1 − Σ_{a ∈ A_p} π_S(a)
@@ -36,8 +38,9 @@ def token_measures(student: Tensor, teacher: Tensor, p: float, max_candidates: i
     Source: sections (1) and (7) of the design.
     Args:
         student, teacher: (T, V) log-probabilities, nats; −∞ allowed where the other one is −∞ as well or has no mass.
+        sets: the candidate sets that the leak is measured on; None: the nuclei of p and max_candidates.
     """
-    found = top_p(teacher, p, max_candidates)
+    found = top_p(teacher, p, max_candidates) if sets is None else sets
     s, t = student.double(), teacher.double()
     best = s.argmax(-1)
     inside = s.gather(-1, found.ids).exp().masked_fill(~found.mask, 0.0).sum(-1)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from envs.candidates import top_p
 from envs.service_desk import score_reply
 from envs.teachers import Teacher
 from experiments.evaluate import Exam, Rule, batches
@@ -45,7 +44,7 @@ def _judged(
         for row, index in enumerate(chosen):
             start, reply = len(exam.ids[index]) - 1, replies[index]
             logp = scores[row, start : start + len(reply)]  # (T, V)
-            candidates = top_p(logp, rule.top_p, rule.max_candidates)
+            candidates = rule.sets(logp, exam.ids[index] + list(reply), len(exam.ids[index]))
             said = [[token] for token in reply]
             inside = (candidates.mask & (candidates.ids == candidates.ids.new_tensor(said))).any(-1)
             own = logp.gather(-1, candidates.ids.new_tensor(said))[:, 0]

@@ -12,6 +12,7 @@ import torch
 from agents.episodes import PAD_LOGP, Episodes
 from agents.scores import Scorer
 from envs.candidates import Candidates, top_p
+from envs.extras import Extras, hybrid
 from envs.table_teacher import TableTeacher
 
 
@@ -29,9 +30,12 @@ def digits(teacher: TableTeacher, state: int) -> list[int]:
     return [state // teacher.vocab_size**back % teacher.vocab_size for back in reversed(range(teacher.order))]
 
 
-def candidates(teacher: TableTeacher, p: float) -> Candidates:
+def candidates(teacher: TableTeacher, p: float, extras: Extras | None = None) -> Candidates:
     """Candidates of every state.  # (S, K)"""
-    return top_p(torch.from_numpy(teacher.table).float(), p)
+    logp = torch.from_numpy(teacher.table).float()
+    if extras is None:
+        return top_p(logp, p)
+    return hybrid(logp, p, teacher.vocab_size, extras=extras, texts=[(digits(teacher, s), 1) for s in range(len(logp))])
 
 
 def complete_paths(teacher: TableTeacher, depth: int, *, anyones: bool = False) -> list[Path]:
@@ -83,9 +87,10 @@ def build(
     truncation_terminates: bool = False,
     eos_continues: bool = False,
     reward: str = "logprob",
+    extras: Extras | None = None,
 ) -> Episodes:
     """Episodes of these paths; the two flags are the mistakes that the mutation tests plant."""
-    inside, after = candidates(teacher, p), teacher.successors()
+    inside, after = candidates(teacher, p, extras), teacher.successors()
     size, steps, width = len(paths), max(len(path.tokens) for path in paths), inside.ids.shape[1]
     rows = torch.zeros(size, steps + 1, dtype=torch.int64)  # state before each step
     live = torch.zeros(size, steps + 1, dtype=torch.bool)  # row has candidates

@@ -32,6 +32,7 @@ from agents.recompute import recomputing
 from agents.student import Student, build_student
 from agents.vocabulary import Head
 from envs.errors import InputError
+from envs.extras import Extras
 from envs.prompts import Prompt, Splits, embedded_splits, load_prompts, split_prompts
 from envs.sequences import context_limit_of
 from envs.teachers import WARM_START, Teacher, load_teacher
@@ -43,6 +44,7 @@ from experiments.config import ABSENT, WARM_START_NAME, RunConfig, dump
 from experiments.evaluate import Exam, Rule, set_exam
 from experiments.folder import CONFIG, INPUTS, check_folder, digest, write
 from experiments.limits import check_limits
+from experiments.protect import digest_of, fitting_extras
 from experiments.references import replies_of
 from experiments.rules.run import under_rules
 from experiments.seen import refuse_selection_prompts, refuse_training_prompts, remember
@@ -100,13 +102,13 @@ class Workspace:
 
     def _open(self, held: ExitStack) -> None:
         check_folder(self.config, self.out)
+        inputs = self.inputs()  # what is wrong with these is said before anything is begun
         self.out.mkdir(parents=True, exist_ok=True)
         lock = held.enter_context((self.out / ".lock").open("w"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"another command is running in {self.out}; wait for it, or give another --out") from None
-        inputs = self.inputs()
         self._check_inputs(inputs)
         write(self.out / CONFIG, dump(self.config))
         provenance.remember(self.out, self.config, inputs)
@@ -132,6 +134,8 @@ class Workspace:
             digests["rules"] = digest(self.config.rules.read_bytes())
         if self.stored is not None:
             digests["store"] = digest(json.dumps(self.stored.store.manifest.shards, sort_keys=True))
+        if self.extras is not None:
+            digests["protected"] = digest_of(self.config, self.extras)
         return digests
 
     @cached_property
@@ -176,7 +180,8 @@ class Workspace:
         config, splits = self.config, self.splits
         if config.store is None:
             return None
-        return open_store(config.store, config, self.masses, self.teacher, [*splits.validation, *splits.test])
+        own, held_out = digest_of(config, self.extras), [*splits.validation, *splits.test]
+        return open_store(config.store, config, self.masses, self.teacher, held_out, own)
 
     @cached_property
     def splits(self) -> Splits:
@@ -213,7 +218,15 @@ class Workspace:
 
     def rule(self, top_p: float) -> Rule:
         """How every arm with this top_p is decoded and measured."""
-        return Rule(top_p, self.config.max_candidates, self.config.max_new_tokens)
+        return Rule(top_p, self.config.max_candidates, self.config.max_new_tokens, self.extras)
+
+    @cached_property
+    def extras(self) -> Extras | None:
+        """What joins the nuclei of every arm alike: nothing, or what is protected.
+
+        Raises: InputError: a word that no tokens spell, or more than `max_candidates` holds.
+        """
+        return fitting_extras(self.config, self.teacher, (prompt for part in self.splits for prompt in part))
 
     def student(self, seed: int) -> Student:
         """A student as every arm of this seed begins; with a warm-up, which must be over, the one that it kept."""
@@ -337,6 +350,7 @@ class Workspace:
             max_new_tokens=config.max_new_tokens,
             reward=config.reward,
             gamma=gamma,
+            extras=self.extras,
             **under,
         )
 

@@ -15,16 +15,19 @@ from tqdm import tqdm
 from agents.episodes import Episodes
 from envs.candidates import check_top_p
 from envs.errors import InputError
+from envs.extras import Extras
 from envs.prompts import Prompt, embedded_prompts, load_prompts, prompt_hash, split_prompts
 from envs.served_http import Serving
 from envs.teachers import SERVED, Teacher, load_teacher
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.collect import TEACHER_WALKS, collect, numbers_of
-from experiments.config import LoadConfig
+from experiments.config import SetConfig
 from experiments.folder import full_disk_is_said
+from experiments.protect import check_protection, digest_of, fitting_extras
 from experiments.store.columns import Format
 from experiments.store.fingerprint import fingerprint
 from experiments.store.shards import MANIFEST, TOKENIZER, Manifest, arrow, check_teacher, damage_of, write_shard
+from experiments.store.source import PROTECTED
 
 if TYPE_CHECKING:
     from envs.served_teacher import ServedTeacher
@@ -44,7 +47,7 @@ FREE = {
 
 
 @dataclass(frozen=True)
-class CollectConfig(LoadConfig):
+class CollectConfig(SetConfig):
     """Walk the teacher through prompts and store its episodes with their candidate sets, to learn from without it."""
 
     out: Path
@@ -99,9 +102,10 @@ def draw(config: CollectConfig) -> dict[str, float]:
     arrow()
     prompts = _prompts(config)
     teacher = _teacher(config)
+    extras = fitting_extras(config, teacher, prompts)
     with (
         full_disk_is_said(config.out),
-        _opened(config, teacher, prompts) as manifest,
+        _opened(config, teacher, prompts, digest_of(config, extras)) as manifest,
         tqdm(total=len(prompts), desc="collect", unit="prompt") as bar,
     ):
         for number, start in enumerate(range(0, len(prompts), config.shard)):
@@ -111,7 +115,7 @@ def draw(config: CollectConfig) -> dict[str, float]:
             if damage:
                 bar.write(f"{name} {damage}; it is drawn anew")
             if damage or not line:
-                _draw_shard(config, teacher, part, number, manifest)
+                _draw_shard(config, teacher, part, number, manifest, extras)
             else:
                 _asked(config, number).unlink(missing_ok=True)  # stopped after the line, before this
             bar.update(len(part))
@@ -119,12 +123,12 @@ def draw(config: CollectConfig) -> dict[str, float]:
 
 
 def _draw_shard(
-    config: CollectConfig, teacher: Teacher, prompts: list[Prompt], number: int, manifest: Manifest
+    config: CollectConfig, teacher: Teacher, prompts: list[Prompt], number: int, manifest: Manifest, extras: Extras | None
 ) -> None:
     """Draw a shard, write it, and then its line; of a served teacher what was paid for a damaged one stays counted."""
     name = f"shard-{number:05d}.arrow"
     if not config.teacher.startswith(SERVED):
-        line = write_shard(config.out / name, _shard(config, teacher, prompts, number), manifest.form)
+        line = write_shard(config.out / name, _shard(config, teacher, prompts, number, extras=extras), manifest.form)
     else:
         from envs.served_teacher import ServedTeacher
         from experiments.store import served
@@ -191,7 +195,7 @@ def _seed(config: CollectConfig, number: int) -> int:
 
 
 def _shard(
-    config: CollectConfig, teacher: Teacher, prompts: list[Prompt], number: int, own: Journal | None = None
+    config: CollectConfig, teacher: Teacher, prompts: list[Prompt], number: int, own: Journal | None = None, extras: Extras | None = None
 ) -> Episodes:
     """The episodes of these prompts, those of a prompt together; they depend on the seed and the shard's number."""
     texts = [teacher.encode(prompt.text) for prompt in prompts]
@@ -204,6 +208,7 @@ def _shard(
         max_new_tokens=config.max_new_tokens,
         reward=config.reward,
         gamma=config.gamma,
+        extras=extras,
     )
     seed = _seed(config, number)
     found = collect(env, len(texts) * config.responses, seed=seed, teacher_walk=config.teacher_walk)
@@ -211,7 +216,7 @@ def _shard(
 
 
 @contextmanager
-def _opened(config: CollectConfig, teacher: Teacher, prompts: list[Prompt]) -> Iterator[Manifest]:
+def _opened(config: CollectConfig, teacher: Teacher, prompts: list[Prompt], protected: str) -> Iterator[Manifest]:
     """The store of this very collection, this command's alone.
 
     Raises: InputError: another store, something else, or another command that writes there.
@@ -227,7 +232,7 @@ def _opened(config: CollectConfig, teacher: Teacher, prompts: list[Prompt]) -> I
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"another command is writing to {out}; wait for it, or give another --out") from None
-        manifest = _manifest(out, _settings(config, teacher, prompts), fingerprint(teacher))
+        manifest = _manifest(out, _settings(config, teacher, prompts, protected), fingerprint(teacher))
         if (tokenizer := getattr(teacher, "tokenizer", None)) is not None and not (out / TOKENIZER).is_dir():
             tokenizer.save_pretrained(out / TOKENIZER)
         yield manifest
@@ -237,7 +242,7 @@ def _manifest(out: Path, settings: dict[str, Any], found: dict[str, Any]) -> Man
     """The one that is there, if it is of this very collection; or a new one, written."""
     if (out / MANIFEST).is_file():
         manifest = Manifest.read(out)
-        usual = {field.name: field.default for field in fields(CollectConfig)}
+        usual = {field.name: field.default for field in fields(CollectConfig)} | {PROTECTED: ""}
         for name, ours in settings.items():
             if (theirs := manifest.settings.get(name, usual.get(name))) != ours:
                 raise InputError(
@@ -250,16 +255,17 @@ def _manifest(out: Path, settings: dict[str, Any], found: dict[str, Any]) -> Man
     return manifest
 
 
-def _settings(config: CollectConfig, teacher: Teacher, prompts: list[Prompt]) -> dict[str, Any]:
+def _settings(config: CollectConfig, teacher: Teacher, prompts: list[Prompt], protected: str) -> dict[str, Any]:
     """What the episodes depend on, besides the teacher; one that is served is named by its model, not its address."""
     own = {
         name: value
         for name, value in asdict(config).items()
-        if name not in FREE | {"prompts", "prompt_format", "skip_bad"}
+        if name not in FREE | {"prompts", "prompt_format", "skip_bad", "protect", "copy_prompt", "rare_within"}
     }
     if config.teacher.startswith(SERVED):
         own |= {"teacher": teacher.name, "logprobs": config.served.logprobs}
-    return own | {"temperature": 1.0, "prompts": prompt_hash("\n".join(prompt.text for prompt in prompts))}
+    texts = prompt_hash("\n".join(prompt.text for prompt in prompts))
+    return own | {"temperature": 1.0, "prompts": texts, PROTECTED: protected}
 
 
 def _prompts(config: CollectConfig) -> list[Prompt]:
@@ -275,6 +281,7 @@ def _prompts(config: CollectConfig) -> list[Prompt]:
 
 def _check(config: CollectConfig) -> None:
     check_top_p(config.top_p, config.max_candidates)
+    check_protection(config)
     for name, value, known in (
         ("prompt_split", config.prompt_split, SPLITS),
         ("teacher_walk", config.teacher_walk, TEACHER_WALKS),

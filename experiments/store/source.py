@@ -16,13 +16,22 @@ from experiments.store.shards import Store, Stored
 
 SHARED = ("max_candidates", "max_new_tokens", "reward", "gamma", "teacher_walk", "chat_template")
 """Settings that the run and its store both have."""
+PROTECTED = "protected"
+"""Where the settings of a store say what joins its nuclei; not there in stores that are older than this."""
 
 
 def open_store(
-    folder: Path, config: RunConfig, masses: Sequence[float], teacher: Teacher, held_out: Iterable[Prompt]
+    folder: Path,
+    config: RunConfig,
+    masses: Sequence[float],
+    teacher: Teacher,
+    held_out: Iterable[Prompt],
+    protected: str = "",
 ) -> Stored:
     """The episodes of a store that fits a run.
 
+    Args:
+        protected: what the run adds to its nuclei, as `protect.digest_of` says it.
     Raises: InputError: as `Store`, or settings that differ, or replies to prompts that the run measures on.
     """
     store = Store(folder, None if config.teacher == ABSENT else teacher)
@@ -37,6 +46,12 @@ def open_store(
                 f"the store {folder} was drawn with {name} = {theirs[name]!r}, the run has {value!r}; give the run the "
                 "store's, or draw another store"
             )
+    if theirs.get(PROTECTED, "") != protected:
+        raise InputError(
+            f"the candidate sets of the store {folder} have {_protection(theirs.get(PROTECTED, ''))}, the run's "
+            f"{_protection(protected)} (--protect, --copy-prompt, --rare-within); give the run the store's settings, "
+            "or draw another store"
+        )
     held = {tuple(teacher.encode(prompt.text)): prompt.text for prompt in held_out}
     prompts = store.columns["prompt"]
     for number in range(len(store)):
@@ -46,6 +61,10 @@ def open_store(
                 "training prompts (--prompt-split train, of the same file)"
             )
     return Stored(store)
+
+
+def _protection(known: str) -> str:
+    return f"extra tokens of the digest {known}" if known else "no extra tokens"
 
 
 def check_asks_nothing(config: RunConfig, arm: str, agent: Any) -> None:

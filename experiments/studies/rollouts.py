@@ -89,6 +89,7 @@ def walks_from(
             top_p=rule.top_p,
             max_candidates=rule.max_candidates,
             max_new_tokens=rule.max_new_tokens,
+            extras=rule.extras,
         )
         drawn = collect(env, len(own) * each, seed=int(seeds.spawn(1)[0].generate_state(1)[0]), **walker)
         parts.append(drawn)
