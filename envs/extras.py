@@ -100,16 +100,7 @@ def hybrid(
     if extras.rare is not None:
         joining = _with_rare(joining, logits, extras.rare, extras.within)
     joining = torch.where(logits.gather(1, joining.clamp(min=0)) > -torch.inf, joining, -1)
-    if found.ids.shape[-1] < width:  # as wide as the sets with `max_candidates` = None
-        missing = width - found.ids.shape[-1]
-        pad = torch.nn.functional.pad
-        found = Candidates(
-            pad(found.ids, (0, missing)),
-            pad(found.logp, (0, missing), value=PAD_LOGP),
-            pad(found.mask, (0, missing)),
-            found.cut,
-        )
-    return _joined(found, joining, logits, log_norm)
+    return _joined(found, joining, logits, log_norm, width)
 
 
 def fitting(extras: Extras | None, width: int, vocabulary: int, longest_prompt: int) -> Extras | None:
@@ -158,9 +149,11 @@ def _with_rare(joining: Tensor, logits: Tensor, rare: Flags, within: int) -> Ten
     return torch.cat([joining, torch.where(flags & ~known, ids, -1)], -1)
 
 
-def _joined(found: Candidates, joining: Tensor, logits: Tensor, log_norm: Tensor | None) -> Candidates:
-    """The sets with these ids, (N, E) with −1 for none, each at most once in a row."""
-    width, valid = found.ids.shape[-1], joining >= 0
+def _joined(found: Candidates, joining: Tensor, logits: Tensor, log_norm: Tensor | None, width: int) -> Candidates:
+    """The sets, K = `width`, with these ids, (N, E) with −1 for none, each at most once in a row."""
+    largest = int(found.mask.sum(-1).max())  # what lies behind is padding
+    ids, logp, mask = (part[:, :largest] for part in (found.ids, found.logp, found.mask))
+    found, valid = Candidates(ids, logp, mask, found.cut), joining >= 0
     same = (joining[:, :, None] == found.ids[:, None, :]) & valid[:, :, None] & found.mask[:, None, :]  # (N, E, K)
     new, kept = valid & ~same.any(2), same.any(1)
     free = width - new.sum(1) - kept.sum(1)  # slots for what the nucleus has besides
@@ -179,9 +172,10 @@ def _joined(found: Candidates, joining: Tensor, logits: Tensor, log_norm: Tensor
     ids, there = ids.gather(1, order), there.gather(1, order)
     scores = scores.gather(1, order)
     logp = scores if log_norm is None else scores - log_norm[:, None]
+    room, pad = (0, width - ids.shape[-1]), torch.nn.functional.pad
     return Candidates(
-        ids=ids.masked_fill(~there, 0),
-        logp=logp.clamp(min=PAD_LOGP, max=0.0).masked_fill(~there, PAD_LOGP),
-        mask=there,
+        ids=pad(ids.masked_fill(~there, 0), room),
+        logp=pad(logp.clamp(min=PAD_LOGP, max=0.0).masked_fill(~there, PAD_LOGP), room, value=PAD_LOGP),
+        mask=pad(there, room),
         cut=found.cut | (found.mask & ~stays).any(1),
     )

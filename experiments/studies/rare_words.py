@@ -174,7 +174,8 @@ def figures(student: Student, space: Workspace, exam: Exam, lexicon: Lexicon) ->
         found["code_recall"] = fmean(share for share in held if share is not None)
     surprise = surprises(student.model, exam.ids, exam.samples)
     rare = torch.from_numpy(np.concatenate([lexicon.said(reply) for reply in exam.samples]))
-    return found | {"rare_surprise": float(surprise[rare].mean()), "surprise": float(surprise.mean())}
+    found |= {"rare_surprise": float(surprise[rare].mean())} if rare.any() else {}
+    return found | {"surprise": float(surprise.mean())}
 
 
 def codes_of(copied: Sequence[str]) -> tuple[str, ...]:
@@ -202,7 +203,8 @@ def of_sets(episodes: Episodes, lexicon: Lexicon) -> dict[str, float]:
     """Candidates of a state, and the share of the lexicon's tokens taken that its set does not hold."""
     chosen = torch.from_numpy(np.stack([lexicon.said(row) for row in episodes.taken.tolist()])) & episodes.steps
     sizes = episodes.mask.sum(-1)[:, :-1][episodes.steps]
-    return {"set_size": float(sizes.double().mean()), "lost": float((~episodes.in_set[chosen]).double().mean())}
+    found = {"set_size": float(sizes.double().mean())}
+    return found | ({"lost": float((~episodes.in_set[chosen]).double().mean())} if chosen.any() else {})
 
 
 def table(cells: Sequence[dict[str, Any]]) -> str:
