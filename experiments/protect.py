@@ -45,6 +45,11 @@ def check_protection(config: Protected) -> None:
         read_words(config.protect)
 
 
+def protects(config: Protected) -> bool:
+    """Whether anything joins the nuclei."""
+    return config.protect is not None or config.copy_prompt or config.rare_within is not None
+
+
 def fitting_extras(config: Protected, teacher: Teacher, prompts: Iterable[Prompt]) -> Extras | None:
     """As `extras_of`, if `max_candidates` holds them in replies to these prompts.
 
@@ -63,7 +68,7 @@ def extras_of(config: Protected, teacher: Teacher) -> Extras | None:
     Raises: InputError: as `check_protection`, or a word that no sequence of tokens spells.
     """
     check_protection(config)
-    if config.protect is None and not config.copy_prompt and config.rare_within is None:
+    if not protects(config):
         return None
     lexicon = None if config.protect is None else compiled(teacher, read_words(config.protect))
     return Extras(

@@ -23,7 +23,7 @@ from envs.vector_env import TopPTokenVectorEnv
 from experiments.collect import TEACHER_WALKS, collect, numbers_of
 from experiments.config import SetConfig
 from experiments.folder import full_disk_is_said
-from experiments.protect import check_protection, digest_of, fitting_extras
+from experiments.protect import check_protection, digest_of, fitting_extras, protects
 from experiments.store.columns import Format
 from experiments.store.fingerprint import fingerprint
 from experiments.store.shards import MANIFEST, TOKENIZER, Manifest, arrow, check_teacher, damage_of, write_shard
@@ -123,7 +123,12 @@ def draw(config: CollectConfig) -> dict[str, float]:
 
 
 def _draw_shard(
-    config: CollectConfig, teacher: Teacher, prompts: list[Prompt], number: int, manifest: Manifest, extras: Extras | None
+    config: CollectConfig,
+    teacher: Teacher,
+    prompts: list[Prompt],
+    number: int,
+    manifest: Manifest,
+    extras: Extras | None,
 ) -> None:
     """Draw a shard, write it, and then its line; of a served teacher what was paid for a damaged one stays counted."""
     name = f"shard-{number:05d}.arrow"
@@ -161,6 +166,11 @@ def _teacher(config: CollectConfig) -> Teacher:
         raise InputError(f"teacher {config.teacher!r} is only served; give its tokenizer with --teacher-tokenizer DIR")
     if config.top_p == 1.0:
         raise InputError("top_p = 1 wants whole vocabularies, a server returns its most probable tokens; lower top_p")
+    if protects(config):
+        raise InputError(
+            f"teacher {config.teacher!r} is only served and says nothing of tokens outside its most probable ones; "
+            "leave out --protect, --copy-prompt and --rare-within"
+        )
     from envs.served_teacher import ServedTeacher
 
     return ServedTeacher(config.teacher, config.teacher_tokenizer, config.served, chat_template=config.chat_template)
@@ -195,7 +205,12 @@ def _seed(config: CollectConfig, number: int) -> int:
 
 
 def _shard(
-    config: CollectConfig, teacher: Teacher, prompts: list[Prompt], number: int, own: Journal | None = None, extras: Extras | None = None
+    config: CollectConfig,
+    teacher: Teacher,
+    prompts: list[Prompt],
+    number: int,
+    own: Journal | None = None,
+    extras: Extras | None = None,
 ) -> Episodes:
     """The episodes of these prompts, those of a prompt together; they depend on the seed and the shard's number."""
     texts = [teacher.encode(prompt.text) for prompt in prompts]

@@ -339,6 +339,8 @@ def test_settings_that_do_not_go_together(tmp_path: Path) -> None:
             ({"teacher_tokenizer": None}, "--teacher-tokenizer DIR"),
             ({"top_p": 1.0}, "whole vocabularies"),
             ({"teacher": "table:toy"}, "has its own"),
+            ({"copy_prompt": True}, "leave out --protect"),
+            ({"rare_within": 4}, "leave out --protect"),
         ):
             with pytest.raises(InputError, match=said):
                 draw(replace(own, **changes))
