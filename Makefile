@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+DOCS := .venv/installed-docs
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2
 
-.PHONY: .venv demo test test-all chromium lint format clean
+.PHONY: .venv demo docs test test-all chromium lint format clean
 
 .venv: $(INSTALLED)
 
@@ -17,10 +18,18 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/tdistill compare --preset demo --out runs/demo
 
+# Pages and a reference from the docstrings, without a network once installed: build/docs/index.html.
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --config-file experiments/docs/mkdocs.yml
+
+$(DOCS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
 test: $(INSTALLED)
 	$(PYTEST) -m "not long" --cov=envs --cov=agents --cov-branch --cov-report=term:skip-covered --cov-fail-under=90
 
-test-all: chromium test
+test-all: chromium $(DOCS) test
 	$(PYTEST) -m long
 
 # The browser that draws a comparison's page; as root it is installed, others are told what to type.

@@ -114,7 +114,7 @@ for student, policy in students.items():
 # Of its own texts, the conditioned student's are exactly the teacher's texts that stay inside, in the teacher's own
 # proportions; the renormalised student walks into nuclei that lose a quarter of the teacher and does not notice. How
 # much that matters depends on how much the nuclei lose: on the teacher embedded in this package it is .03 nats a token
-# at p = .5 and nearly nothing at p = .9 (the README says how that was measured). A method is worth its gap.
+# at p = .5 and nearly nothing at p = .9 (the page of results says how that was measured). A method is worth its gap.
 
 # %% [markdown]
 # ## The figure
