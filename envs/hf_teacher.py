@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import PicklingError
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -33,14 +33,14 @@ def load_causal_lm(source: str | Path, loading: Loading | None = None) -> tuple[
     try:
         empty = outline(config, trust)
     except ValueError as error:
-        raise InputError(f"no causal model in {name!r} ({_first_line(error)}); {REMEDY}") from error
+        raise InputError(f"no causal model in {name!r} ({first_line(error)}); {REMEDY}") from error
     check_fits(name, empty, dtype.itemsize)  # wherever it goes, it is read here first
     kind = {"attn_implementation": loading.attn_implementation} if loading.attn_implementation else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust, **kind)
         tokenizer = load_tokenizer(name, trust)
     except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"no causal model with tokenizer in {name!r} ({_first_line(error)}); {REMEDY}") from error
+        raise InputError(f"no causal model with tokenizer in {name!r} ({first_line(error)}); {REMEDY}") from error
     return model.to(loading.device).eval(), tokenizer
 
 
@@ -62,7 +62,7 @@ def load_config(source: str | Path, trust_remote_code: bool = False) -> Any:
                 f"{name!r} comes with code of its own, which is not run unless asked for; read it, and give "
                 "--trust-remote-code"
             ) from error
-        raise InputError(f"no model can be loaded from {name!r} ({_first_line(error)}); {REMEDY}") from error
+        raise InputError(f"no model can be loaded from {name!r} ({first_line(error)}); {REMEDY}") from error
     if config.is_encoder_decoder:
         raise InputError(f"{name!r} is an encoder-decoder ({config.model_type}); a causal language model is needed")
     return config
@@ -83,7 +83,40 @@ def eos_ids_of(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(found)
 
 
-class HFTeacher:
+class Worded:
+    """What every teacher with a tokenizer does with texts; a handle, which deep-copies to itself.
+
+    Raises: InputError: a chat template asked for that the tokenizer of `name` does not have.
+    """
+
+    def __init__(self, tokenizer: Any, name: str, chat_template: bool) -> None:
+        if chat_template and not getattr(tokenizer, "chat_template", None):
+            raise InputError(f"the tokenizer of {name!r} has no chat template; leave chat_template off")
+        self.tokenizer, self.chat_template = tokenizer, chat_template
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a prompt, as it is or as a user's turn of the chat template.
+
+        Raises: InputError: a text that has no token.
+        """
+        if self.chat_template:
+            turn = [{"role": "user", "content": text}]
+            text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=not self.chat_template)["input_ids"]
+        if not ids:
+            raise InputError(f"the prompt {text!r} has no token; give it text")
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special ones left out."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+
+class HFTeacher(Worded):
     """A causal language model with its tokenizer, as `envs.teachers.Teacher` asks.
 
     Its distribution is the full softmax at temperature 1: sampling settings of its generation configuration (top_k,
@@ -101,15 +134,11 @@ class HFTeacher:
     def __init__(self, model: Any, tokenizer: Any, *, name: str = "model", chat_template: bool = False) -> None:
         if model.config.is_encoder_decoder:
             raise InputError(f"{name!r} is an encoder-decoder; a causal language model is needed")
-        if chat_template and not getattr(tokenizer, "chat_template", None):
-            raise InputError(f"the tokenizer of {name!r} has no chat template; leave chat_template off")
-        self.model, self.tokenizer, self.name, self.chat_template = model.eval(), tokenizer, name, chat_template
+        super().__init__(tokenizer, name, chat_template)
+        self.model, self.name = model.eval(), name
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
         self.eos_ids = eos_ids_of(model, tokenizer)
         self.context_limit = context_limit_of(model)
-
-    def __deepcopy__(self, memo: object) -> HFTeacher:
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled by name, to be loaded again: a handle does not carry its weights about.
@@ -124,18 +153,6 @@ class HFTeacher:
             )
         return load_teacher, recipe
 
-    def encode(self, text: str) -> list[int]:
-        """The tokens of a prompt.
-
-        Raises: InputError: a text that has no token.
-        """
-        return encoded(self.tokenizer, text, self.chat_template)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens, special ones left out."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
-
     def walk(self, rows: int) -> Decoder:
         return Decoder(self.model, rows)
 
@@ -145,20 +162,6 @@ class HFTeacher:
         with torch.no_grad():
             logits = self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
         return normalise(torch.where(mask[..., None] > 0, logits, 0.0))
-
-
-def encoded(tokenizer: Any, text: str, chat_template: bool) -> list[int]:
-    """The tokens of a prompt, as it is or as a user's turn of the chat template.
-
-    Raises: InputError: a text that has no token.
-    """
-    if chat_template:
-        turn = [{"role": "user", "content": text}]
-        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    ids: list[int] = tokenizer(text, add_special_tokens=not chat_template)["input_ids"]
-    if not ids:
-        raise InputError(f"the prompt {text!r} has no token; give it text")
-    return ids
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
@@ -173,5 +176,5 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -10,20 +10,11 @@ from functools import partial
 from typing import Any
 
 from envs.errors import InputError
-from envs.served_http import Client, MalformedError, RefusedError
+from envs.served_http import NEUTRAL, Client, MalformedError, RefusedError
 from envs.served_protocol import ROOM, Words, choices_of, masses_of, used
 
-WHOLE = {"temperature": 1.0, "top_p": 1.0}
+WHOLE = {name: NEUTRAL[name] for name in ("temperature", "top_p")}
 """The full softmax: servers sample otherwise unless told."""
-NEUTRAL = {
-    **WHOLE,
-    "min_p": 0.0,
-    "typical_p": 1.0,
-    "repetition_penalty": 1.0,
-    "repeat_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-}
 IDS = {"return_tokens_as_token_ids": True}
 MANNERS: tuple[dict[str, Any], ...] = (
     {**NEUTRAL, "top_k": 0, **IDS},
@@ -85,13 +76,14 @@ def _model(client: Client) -> tuple[str, dict[str, Any]]:
             raise
         return wanted, {}
     data = listed.get("data") if isinstance(listed, dict) else None
-    models = {str(one["id"]): one for one in data or [] if isinstance(one, dict) and "id" in one}
+    listing = data if isinstance(data, list) else []
+    models = {str(one["id"]): one for one in listing if isinstance(one, dict) and "id" in one}
     if not wanted and len(models) == 1:
         wanted = next(iter(models))
     if wanted not in models:
-        raise InputError(
-            f"{client.url} has not {wanted!r}; give --served.model, one of: {', '.join(models) or '(none is listed)'}"
-        )
+        problem = f"has no model {wanted!r}" if wanted else f"lists {len(models) or 'no'} models"
+        names = f", one of: {', '.join(models)}" if models else ""
+        raise InputError(f"{client.url} {problem}; give --served.model{names}")
     kept = {name: models[wanted].get(name) for name in ("owned_by", "root", "parent", "max_model_len", "meta")}
     return wanted, {name: value for name, value in kept.items() if value is not None}
 
@@ -121,8 +113,9 @@ def _manner(client: Client, manner: Manner, tokenizer: Any, words: Words, sample
             words.recognise(_strings(answer))
             return _told(client, answer, words, prompt)
 
+        count = partial(used, prompt_tokens=len(prompt))
         try:
-            return replace(own, top=client.ask("completions", body, read, partial(used, prompt_tokens=len(prompt))))
+            return replace(own, top=client.ask("completions", body, read, count, len(prompt) + 2))
         except RefusedError as error:
             if error.status not in REFUSALS or (way, fields) == tried[-1]:
                 raise
@@ -181,8 +174,9 @@ def _checked(client: Client, manner: Manner, words: Words, sample: list[int]) ->
             raise MalformedError("the echo's tokens are no strings")
         return tokens[: len(sample)]
 
+    count = partial(used, prompt_tokens=len(sample), echo=True)
     try:
-        shown = client.ask("completions", body, read, partial(used, prompt_tokens=len(sample), echo=True))
+        shown = client.ask("completions", body, read, count, len(sample) + 1)
     except RefusedError as error:
         if error.status not in REFUSALS:
             raise

@@ -11,14 +11,28 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from ipaddress import ip_address
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from envs.errors import InputError, UnavailableError
 
-AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-"""Answers after which the same request may succeed."""
+AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
+"""Answers after which the same request may succeed; those from 520 on are of gateways before a server."""
 PROMPTS = ("auto", "ids", "text")
+NEUTRAL: dict[str, float] = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "repetition_penalty": 1.0,
+    "repeat_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+"""What leaves the softmax as it is, of all that servers may do to it."""
+OWN = frozenset("model prompt suffix max_tokens logprobs n best_of stream seed echo stop logit_bias".split())
+"""Fields of a request that follow from what is asked, or that would change what is drawn or where it ends."""
 T = TypeVar("T")
 
 
@@ -60,7 +74,7 @@ class Serving:
     context: int | None = None
     """Tokens that the server's model can see; none: what the server or the tokenizer says."""
     extra: str = ""
-    """More fields of every request, as a JSON object."""
+    """More fields of every request, as a JSON object; none that changes what is drawn."""
     max_megabytes: int = 64
     """A larger answer is refused."""
 
@@ -89,6 +103,12 @@ class Serving:
             raise InputError(f"served.extra is not JSON ({error}); write it as in '{{\"top_k\": 0}}'") from None
         if not isinstance(found, dict):
             raise InputError(f"served.extra must be a JSON object, not {type(found).__name__}")
+        for name, value in found.items():
+            if name in OWN or value != NEUTRAL.get(name, value) or (name == "top_k" and value not in (0, -1)):
+                raise InputError(
+                    f"served.extra sets {name} = {value!r}, but replies are drawn from the full softmax at temperature "
+                    "1 and end where the model ends them, or the log-probabilities would not be theirs; leave it out"
+                )
         return found
 
     def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
@@ -139,6 +159,7 @@ class Client:
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=httpx2.Timeout(serving.timeout, connect=min(10.0, serving.timeout)),
             limits=httpx2.Limits(max_connections=serving.concurrency),
+            mounts=_direct(self.url),
             follow_redirects=False,  # a key goes where the user sent it, nowhere else
         )
 
@@ -156,20 +177,23 @@ class Client:
         return self._patiently("GET", path, None, lambda answer: answer, lambda answer: (0, 0), 0)
 
     def ask(
-        self, path: str, body: Mapping[str, Any], read: Callable[[Any], T], used: Callable[[Any], tuple[int, int]]
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        read: Callable[[Any], T],
+        used: Callable[[Any], tuple[int, int]],
+        tokens: int,
     ) -> T:
         """What `read` makes of the answer; asked again where the answer is late, cut, an error of the server, or where
         `read` raises `MalformedError`.
 
         Args:
             used: tokens of the prompts and of the completions of an answer.
+            tokens: what the request may take, for `tokens_per_minute`.
         Raises:
             RefusedError: the server refuses the request.
             UnavailableError: every attempt failed, or the server asks to wait too long.
         """
-        prompts = body["prompt"]
-        several = prompts if isinstance(prompts, list) and isinstance(prompts[0], (list, str)) else [prompts]
-        tokens = sum(len(prompt) + int(body["max_tokens"]) for prompt in several)
         return self._patiently("POST", path, body, read, used, tokens)
 
     def _patiently(
@@ -222,6 +246,7 @@ class Client:
         try:
             with self._http.stream(method, f"{self.url}/{path}", content=content, headers=headers) as response:
                 status, wait = response.status_code, retry_after(response.headers.get("Retry-After"))
+                where = response.headers.get("Location", "")
                 received = bytearray()
                 for part in response.iter_bytes():
                     received += part
@@ -234,14 +259,22 @@ class Client:
                         raise _Again(f"no whole answer within {self.serving.timeout:g} s")
         except httpx2.HTTPError as error:
             raise _Again(f"{type(error).__name__}: {error}") from error
-        text = received.decode("utf-8", "replace")
+        text = received.decode("utf-8-sig", "replace")
         if status in AGAIN:
-            raise _Again(f"status {status}: {_message(text)}", wait)
+            raise _Again(f"status {status}: {message_of(text)}", wait)
+        if 300 <= status < 400:
+            raise RefusedError(
+                self._safe(
+                    f"{self.url}/{path} sends on to {where!r} (status {status}); nobody is followed, a key could go "
+                    "astray: give the URL that answers itself"
+                ),
+                status,
+            )
         if status != 200:
-            raise RefusedError(self._safe(f"{self.url}/{path} answers {status}: {_message(text)}"), status)
+            raise RefusedError(self._safe(f"{self.url}/{path} answers {status}: {message_of(text)}"), status)
         try:
             return json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _Again(f"an answer that is not JSON: {error}") from error
 
     def _spend(self, spent: Spent) -> None:
@@ -313,8 +346,13 @@ def checked(url: str) -> str:
 
     Raises: InputError: it is none, or holds what would be written into run files with it.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        (parts.hostname or "").encode("idna")
+    except ValueError:  # brackets, a port or a name that are none
+        usable = False
+    if not usable or any(letter.isspace() for letter in url):
         raise InputError(f"{url!r} is no URL of a server; write it as in served:http://localhost:8000/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise InputError(
@@ -324,20 +362,36 @@ def checked(url: str) -> str:
     return url.rstrip("/")
 
 
+def _direct(url: str) -> dict[str, None]:
+    """Mounts that lead to this machine itself past any proxy that the environment names: none could reach it."""
+    host = urlsplit(url).hostname or ""
+    try:
+        here = ip_address(host).is_loopback
+    except ValueError:
+        here = host == "localhost" or host.endswith(".localhost")
+    return {f"all://[{host}]" if ":" in host else f"all://{host}": None} if here else {}
+
+
 def _key(variable: str) -> str:
     if not variable:
         return ""
     if not (key := os.environ.get(variable, "").strip()):
         raise InputError(f"the environment variable {variable!r} (served.api_key_env) holds no key; set it")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise InputError(
+            f"the environment variable {variable!r} (served.api_key_env) holds what no HTTP header can carry: a blank, "
+            "a line break or a letter beyond ASCII; set it to the key alone"
+        )
     return key
 
 
-def _message(text: str) -> str:
-    """What an error answer says, in one short line."""
+def message_of(answer: Any) -> str:
+    """What an error answer says, given as text or as read, in one short line."""
+    found = answer
     try:
-        found = json.loads(text)
+        found = json.loads(answer) if isinstance(answer, str) else answer
         while isinstance(found, dict):
-            found = next((found[name] for name in ("error", "message", "detail") if name in found), str(found))
-    except ValueError:
-        found = text
+            found = next((found[name] for name in ("error", "message", "detail") if found.get(name)), str(found))
+    except (ValueError, RecursionError):
+        found = answer
     return " ".join(str(found).split())[:300] or "nothing"

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from envs.errors import InputError
-from envs.served_http import MalformedError
+from envs.served_http import MalformedError, message_of
 
 ABSENT = -1000.0  # nats; what servers that cannot write −∞ put in its place lies below (vLLM: −9999)
 ROOM = 1e-3  # by which the probabilities of half-precision servers may sum to more than 1
+NEAR = 0.05  # nats by which what is said of one token twice may differ
 BY_ID = "token_id:"
 Entry = tuple[int | None, float]  # a token, None if its string does not tell which, and its log-probability
 
@@ -125,10 +126,11 @@ def choices_of(answer: Any, count: int) -> list[dict[str, Any]]:
     """The choices of an answer, in the order of the prompts.  Raises: MalformedError: not `count` of them."""
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-        raise MalformedError("it holds no choices")
-    found = {choice.get("index", place): choice for place, choice in enumerate(choices)}
-    if sorted(map(str, found)) != sorted(map(str, range(count))):
-        raise MalformedError(f"it holds the choices {', '.join(map(str, found)) or 'none'} for {count} prompts")
+        raise MalformedError(f"it holds no choices, but says: {message_of(answer)}")
+    named = [choice.get("index", place) for place, choice in enumerate(choices)]
+    found = {place: choice for place, choice in zip(named, choices, strict=True) if type(place) is int}
+    if len(named) != count or found.keys() != set(range(count)):
+        raise MalformedError(f"it holds the choices {', '.join(map(str, named)) or 'none'} for {count} prompts")
     return [found[place] for place in range(count)]
 
 
@@ -169,14 +171,34 @@ def reply_of(choice: dict[str, Any], words: Words, asked: int) -> Reply:
                 f"the server's string {step.get('token')!r} stands for several tokens of {words.name}, and one of them "
                 "was taken; a server that names tokens by id is needed (vLLM and llama.cpp do)"
             )
+        row = row_of([_entry(top, words) for top in step["top_logprobs"]], asked)
+        _check_taken(token, own, row)
         tokens.append(token)
         logp.append(min(own, 0.0))
-        rows.append(row_of([_entry(top, words) for top in step["top_logprobs"]], asked))
+        rows.append(row)
     named = choice.get("token_ids")
     if isinstance(named, list) and len(named) >= len(tokens) and named[: len(tokens)] != tokens:
         raise MalformedError("its token ids are not those of its log-probabilities")
     finish = choice.get("finish_reason")
     return Reply(tokens, logp, rows, finish if isinstance(finish, str) else None)
+
+
+def rows_of(choice: dict[str, Any], words: Words, asked: int) -> list[Row]:
+    """What is said of each state, whichever token was taken there.  Raises: as `reply_of`."""
+    return [row_of([_entry(top, words) for top in step["top_logprobs"]], asked) for step in _steps_of(choice)]
+
+
+def _check_taken(token: int, logp: float, row: Row) -> None:
+    """Raises: MalformedError: the log-probability of a taken token is not one that its state can have given it."""
+    said = dict(zip(row.ids, row.logp, strict=True)).get(token)
+    if logp <= ABSENT:
+        raise MalformedError(f"token {token} was taken, and its log-probability is {logp}")
+    if said is not None and abs(said - logp) > NEAR:
+        raise MalformedError(f"the log-probability of token {token} is {logp:.3f}, and in its state {said:.3f}")
+    if said is None and logp > row.logp[-1] + NEAR:
+        raise MalformedError(
+            f"token {token} was taken at {logp:.3f} and is not among the most probable, which end at {row.logp[-1]:.3f}"
+        )
 
 
 def masses_of(choice: dict[str, Any], words: Words) -> list[list[float]]:

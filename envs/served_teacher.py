@@ -23,16 +23,17 @@ import torch
 from torch import Tensor
 
 from envs.errors import InputError
-from envs.hf_teacher import encoded, load_tokenizer
+from envs.hf_teacher import Worded, first_line, load_tokenizer
 from envs.served_handshake import Manner, greet
 from envs.served_http import Client, MalformedError, Serving
-from envs.served_protocol import Reply, Row, Words, choices_of, reply_of, used
+from envs.served_protocol import Reply, Row, Words, choices_of, reply_of, rows_of, used
 from envs.teachers import SERVED
 
 A = TypeVar("A")
+T = TypeVar("T")
 
 
-class ServedTeacher:
+class ServedTeacher(Worded):
     """The model behind a URL, as `envs.teachers.Teacher` asks; `score` is refused.
 
     Args:
@@ -51,10 +52,7 @@ class ServedTeacher:
         self, url: str, tokenizer: str | Path, serving: Serving | None = None, *, chat_template: bool = False
     ) -> None:
         serving = serving or Serving()
-        self.tokenizer: Any = load_tokenizer(str(tokenizer))
-        if chat_template and not getattr(self.tokenizer, "chat_template", None):
-            raise InputError(f"the tokenizer of {str(tokenizer)!r} has no chat template; leave chat_template off")
-        self.chat_template = chat_template
+        super().__init__(_tokenizer_of(str(tokenizer)), str(tokenizer), chat_template)
         self.words = Words(self.tokenizer, str(tokenizer))
         self.eos_ids = eos_ids_of(self.tokenizer, tokenizer)
         self.vocab_size = self.words.size
@@ -63,9 +61,6 @@ class ServedTeacher:
         self.serving = replace(serving, model=self.manner.model)
         self.name = f"{SERVED}{self.manner.model}"
         self.context_limit = self.manner.context - 1  # room for the token whose log-probabilities a cut reply ends with
-
-    def __deepcopy__(self, memo: object) -> ServedTeacher:
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled by address: another process asks by itself."""
@@ -76,18 +71,6 @@ class ServedTeacher:
         """What tells this teacher from another: its model's name, and what the server says of it."""
         told = json.dumps([self.manner.model, self.manner.says], sort_keys=True)
         return "served-" + hashlib.blake2b(told.encode(), digest_size=12).hexdigest()
-
-    def encode(self, text: str) -> list[int]:
-        """The tokens of a prompt.
-
-        Raises: InputError: a text that has no token.
-        """
-        return encoded(self.tokenizer, text, self.chat_template)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens, special ones left out."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
 
     def walk(self, rows: int) -> ServedWalk:
         return ServedWalk(self, rows)
@@ -130,8 +113,7 @@ class ServedTeacher:
                     raise MalformedError(f"a reply ended by {reply.finish!r}")
             return found
 
-        body = self._body(prompts, budget + 1) | ({} if seed is None else {"seed": seed})
-        found = self.client.ask("completions", body, read, _counts(prompts))
+        found = self._ask(prompts, budget + 1, read, seed=seed)
         return [self._whole(prompt, reply, budget) for prompt, reply in zip(prompts, found, strict=True)]
 
     def each(self, items: Iterable[A], do: Callable[[A], None]) -> None:
@@ -139,32 +121,47 @@ class ServedTeacher:
 
         Raises: what one of them raises first, once those that are in flight have ended; none is begun any more.
         """
-        self.client.stopping.clear()
         queue, running = iter(items), set[Future[None]]()
-        with ThreadPoolExecutor(self.serving.concurrency) as pool:
-            try:
-                while True:
-                    running |= {
-                        pool.submit(do, item) for item in islice(queue, self.serving.concurrency - len(running))
-                    }
-                    if not running:
-                        return
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        future.result()
-            except BaseException:
-                self.client.stopping.set()  # ends waits for another attempt; answers on their way are taken
-                raise
+        try:
+            with ThreadPoolExecutor(self.serving.concurrency) as pool:
+                try:
+                    while True:
+                        running |= {
+                            pool.submit(do, item) for item in islice(queue, self.serving.concurrency - len(running))
+                        }
+                        if not running:
+                            return
+                        done, running = wait(running, return_when=FIRST_COMPLETED)
+                        for future in done:
+                            future.result()
+                except BaseException:
+                    self.client.stopping.set()  # ends waits for another attempt; answers on their way are taken
+                    raise
+        finally:
+            self.client.stopping.clear()
 
-    def _body(self, prompts: Sequence[Sequence[int]], tokens: int, **more: Any) -> dict[str, Any]:
-        return self.manner.body([list(prompt) for prompt in prompts], tokens, self.serving.logprobs) | more
+    def _ask(
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokens: int,
+        read: Callable[[Any], T],
+        *,
+        seed: int | None = None,
+        echo: bool = False,
+    ) -> T:
+        """What `read` makes of the continuations of these prompts, by at most so many tokens each."""
+        body = self.manner.body([list(prompt) for prompt in prompts], tokens, self.serving.logprobs)
+        body |= {"seed": seed} if seed is not None else {}
+        body |= {"echo": True} if echo else {}
+        sent = sum(map(len, prompts))
+        count = partial(used, prompt_tokens=sent, echo=echo)
+        return self.client.ask("completions", body, read, count, sent + tokens * len(prompts))
 
     def _next_row(self, text: Sequence[int]) -> Row:
         def read(answer: Any) -> Row | None:
-            reply = reply_of(choices_of(answer, 1)[0], self.words, self.manner.top)
-            return reply.rows[0] if reply.rows else None
+            return next(iter(rows_of(choices_of(answer, 1)[0], self.words, self.manner.top)), None)
 
-        row = self.client.ask("completions", self._body([text], 1, temperature=0.0), read, _counts([text]))
+        row = self._ask([text], 1, read)  # at temperature 1: some servers tell what a temperature makes of the softmax
         return row or self._echoed(text)[1]  # it would end here, and says nothing of endings
 
     def _whole(self, prompt: Sequence[int], reply: Reply, budget: int) -> Reply:
@@ -197,12 +194,11 @@ class ServedTeacher:
                 f"{self.client.url} returns no log-probabilities of the token that ends a text, and does not echo; its "
                 "replies cannot be learnt from (vLLM's and llama.cpp's own servers return them)"
             )
-        body = self._body([[*text, self._eos]], 1, temperature=0.0, echo=True)
 
         def read(answer: Any) -> tuple[float, Row]:
             return self._echo(choices_of(answer, 1)[0], len(text))
 
-        return self.client.ask("completions", body, read, _counts([[*text, self._eos]], echo=True))
+        return self._ask([[*text, self._eos]], 1, read, echo=True)
 
     def _echo(self, choice: dict[str, Any], place: int) -> tuple[float, Row]:
         told = choice.get("logprobs") or {}
@@ -223,11 +219,6 @@ class ServedTeacher:
 
 def _of(url: str, tokenizer: str, serving: Serving, chat_template: bool) -> ServedTeacher:
     return ServedTeacher(url, tokenizer, serving, chat_template=chat_template)
-
-
-def _counts(prompts: Sequence[Sequence[int]], echo: bool = False) -> Callable[[Any], tuple[int, int]]:
-    """Tokens that an answer to these prompts used."""
-    return partial(used, prompt_tokens=sum(map(len, prompts)), echo=echo)
 
 
 class ServedWalk:
@@ -264,6 +255,17 @@ class ServedWalk:
         self.log_probs = found
 
 
+def _tokenizer_of(source: str) -> Any:
+    """Raises: InputError: there is none."""
+    try:
+        return load_tokenizer(source)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(
+            f"no tokenizer in {source!r} ({first_line(error)}); give the directory of the served model's, as "
+            "save_pretrained writes it, or a hub id and a network"
+        ) from error
+
+
 def eos_ids_of(tokenizer: Any, source: str | Path) -> frozenset[int]:
     """Tokens that end a text: the tokenizer's, and those of a generation configuration that lies beside it.
 
@@ -272,8 +274,11 @@ def eos_ids_of(tokenizer: Any, source: str | Path) -> frozenset[int]:
     found = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
     beside = Path(source) / "generation_config.json"
     if beside.is_file():
-        told = json.loads(beside.read_text(encoding="utf-8")).get("eos_token_id")
-        found.update(told if isinstance(told, list) else [] if told is None else [told])
+        try:
+            told = json.loads(beside.read_text(encoding="utf-8")).get("eos_token_id")
+            found.update(map(int, told if isinstance(told, list) else [] if told is None else [told]))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{beside} names no EOS tokens ({error}); mend it, or take it away") from error
     if not found:
         raise InputError(f"the tokenizer {str(source)!r} names no EOS token; set its eos_token")
     return frozenset(found)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from envs.candidates import check_top_p
 from envs.errors import InputError
 from envs.prompts import embedded_prompts
 from envs.served_http import Serving
@@ -51,9 +52,15 @@ class BenchServedConfig:
     def __post_init__(self) -> None:
         counts = {"episodes": self.episodes, "max_new_tokens": self.max_new_tokens, "repeats": self.repeats}
         counts |= {f"concurrency {number}": number for number in self.concurrency}
+        counts |= {"logprobs": self.logprobs, "threads": 1 if self.threads is None else self.threads}
         for name, value in counts.items():
             if value < 1:
                 raise InputError(f"{name} = {value} is below 1")
+        if not self.concurrency:
+            raise InputError("concurrency names no number; give some, as in --concurrency 1 16")
+        check_top_p(self.top_p, self.logprobs)
+        if self.top_p == 1.0:
+            raise InputError("top_p = 1 wants whole vocabularies, which a server does not return; lower top_p")
 
 
 def run(config: BenchServedConfig) -> list[Figure]:

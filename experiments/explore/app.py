@@ -15,6 +15,7 @@ import torch
 from envs.errors import InputError
 from experiments.explore.desk import Desk, ExploreConfig
 from experiments.explore.draw import Scene, board, panel
+from experiments.explore.guard import Guard, past_proxies
 from experiments.explore.session import Session, act, fresh, pupils_of, sentence, view_of
 from experiments.explore.table import table_section
 from experiments.explore.views import piece
@@ -123,7 +124,10 @@ def serve(config: ExploreConfig, *, wait: bool = True) -> tuple[Any, str]:
     Raises: InputError: as `Desk` and `build`, or a port that is taken.
     """
     gradio, port = imported(), port_of(config.host, config.port)  # before models are read
+    from starlette.middleware import Middleware
+
     app = build(Desk(config))
+    past_proxies(config.host)
     fonts = ["system-ui", "Segoe UI", "DejaVu Sans", "sans-serif"]
     _, address, _ = app.launch(
         server_name=config.host,
@@ -136,6 +140,7 @@ def serve(config: ExploreConfig, *, wait: bool = True) -> tuple[Any, str]:
         footer_links=[],
         run_history=False,
         enable_monitoring=False,
+        app_kwargs={"middleware": [Middleware(Guard, host=config.host)]},
         theme=gradio.themes.Base(font=fonts, font_mono=["ui-monospace", "DejaVu Sans Mono", "monospace"]),
         head=f"<style>{(HERE / 'explore.css').read_text(encoding='utf-8')}</style>",
     )

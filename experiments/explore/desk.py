@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import threading
 from collections import OrderedDict
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from agents.student import Student, build_student
+from agents.student import SIZES, Student, build_student
 from envs.errors import InputError
 from envs.exact import Solution, solve
 from envs.prompts import embedded_prompts, load_prompts
@@ -26,6 +27,7 @@ from experiments.explore.walk import Settings, Walk
 
 KEPT = 256  # sets of walks that are remembered
 SAMPLES = 24  # prompts to pick from
+MOST_STUDENTS = 6  # as many as the page has colours for
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class ExploreConfig(LoadConfig):
     """"embedded", "table:NAME", a directory, or a hub id."""
     students: tuple[str, ...] = ()
     """Directories, hub ids, sizes or "warm-start"; none: the warm start of the embedded teacher."""
+    folder: Path = Path()
+    """Students that are put beside in the page lie below it, or are sizes; the usual one is where the command runs."""
     prompts: Path | None = None
     """A .jsonl or text file to pick prompts from; none: the embedded test split, or the texts of a table."""
     prompt_format: str = "prompt"
@@ -93,6 +97,26 @@ class Desk:
         named = isinstance(self.teacher, TableTeacher) and self.teacher.name in TABLES
         return self.teacher if named and isinstance(self.teacher, TableTeacher) else None
 
+    def admit(self, spec: str) -> None:
+        """Put a student beside that the page names: a page is not to read what it was not given, nor ask a hub.
+
+        Raises: InputError: no size, and no directory below `folder`; and as `add_student`.
+        """
+        if len(self.pupils) >= MOST_STUDENTS:
+            raise InputError(f"{MOST_STUDENTS} students lie here already, as many as can be told apart; start anew")
+        spec = spec.strip()
+        if spec and spec not in (*SIZES, WARM_START_NAME):
+            root, path = self.config.folder.resolve(), (self.config.folder / spec).resolve()
+            if not path.is_dir() or not path.is_relative_to(root):
+                near = difflib.get_close_matches(spec, SIZES, 1)
+                hint = f" (did you mean {near[0]}?)" if near else ""
+                raise InputError(
+                    f"student {spec!r} is no directory below {root} and none of {', '.join(SIZES)}{hint}; start "
+                    "with --folder DIR for others below DIR, or with --students for any, the hub's too"
+                )
+            spec = str(path)
+        self.add_student(spec)
+
     def add_student(self, spec: str) -> None:
         """Put one more student on the desk.
 
@@ -100,7 +124,7 @@ class Desk:
         """
         spec = spec.strip()
         if not spec:
-            raise InputError("no student was named; give a directory, a hub id or a size such as tiny")
+            raise InputError("no student was named; give a directory or a size such as tiny")
         name = Path(spec).name or spec
         if any(pupil.name in (name, spec) for pupil in self.pupils):
             name = spec

@@ -28,7 +28,8 @@ FIGURES = {
     "V* of the prompt": "what soft-optimal walking from there is worth, entropy included: on a table the fixed point "
     "of equation (3), else from walks of the teacher",
     "V* here": "the same from this state on",
-    "log π*(this reply)": "that a soft-optimal walk takes these tokens: (reward + V* here − V* of the prompt) / α",
+    "log π*(this reply)": "that a soft-optimal walk takes these tokens: (reward + V* here − V* of the prompt) / α; "
+    "−∞ as soon as one of them is outside its set",
 }
 COLOURS = 6  # of students, in explore.css
 PLAY_EVERY, LOOK_AFTER, LEARN_EVERY = 350, 500, 60  # milliseconds
@@ -117,11 +118,6 @@ def _memory(scene: Scene) -> str:
     return " ".join(f'data-{key.replace("_", "-")}="{escape(value)}"' for key, value in known.items()) + (
         f' data-busy="{busy}"'
     )
-
-
-def _unknown(scene: Scene, view: View) -> bool:
-    """Whether V* of this state is to be estimated, and has not been."""
-    return scene.here is None and not view.ended and view.exact_start is None
 
 
 def _button(label: str, do: str, kind: str = "", **values: object) -> str:
@@ -259,8 +255,9 @@ def _figures(scene: Scene, view: View) -> str:
         found.append(("V* here", "0" if view.ended == "terminated" else _value(here)))
         ahead = 0.0 if view.ended else here.value if here else None
         if start is not None and start.exact and ahead is not None and count:  # path consistency, at γ = 1
-            chance = (gained + ahead - start.value) / settings.alpha
-            found.append(("log π*(this reply)", f"≈ {number(min(0.0, chance))}"))
+            chance = min(0.0, (gained + ahead - start.value) / settings.alpha)
+            told = f"≈ {number(chance)}" if all(step.inside for step in view.steps) else "−∞"
+            found.append(("log π*(this reply)", told))
     cells = "".join(
         f'<div title="{FIGURES.get(name, "")}"><dt>{name}</dt><dd>{value}</dd></div>' for name, value in found
     )
@@ -316,12 +313,13 @@ def _replies(scene: Scene) -> str:
 
 def _reply(reply: Reply, place: int) -> str:
     said = "".join(
-        _token(step, f'data-do="enter" data-reply="{place}" data-upto="{count + 1}" data-focus="e{place}-{count}"')
-        for count, step in enumerate(reply.steps)
+        _token(step, f'data-do="enter" data-reply="{place}" data-upto="{at + 1}" data-focus="e{place}-{at}"')
+        for at, step in enumerate(reply.steps)
     )
     outside = sum(not step.inside for step in reply.steps)
     total = sum(step.reward for step in reply.steps)
-    about = f"{len(reply.steps)} tokens, {number(total)} nats, {outside} outside"
+    count = len(reply.steps)
+    about = f"{count} token{'' if count == 1 else 's'}, {number(total)} nats, {outside} outside"
     colour = "var(--ink)" if place == 0 else f"var(--s{(place - 1) % COLOURS})"
     cut = ' <span class="end">cut</span>' if reply.ended == "truncated" else ""
     return (
@@ -333,8 +331,8 @@ def _reply(reply: Reply, place: int) -> str:
 def _students(scene: Scene) -> str:
     return (
         '<details class="more"><summary>Put another student beside</summary><form class="row student">'
-        '<input id="x-student" aria-label="Directory, hub id or size of a student" placeholder="directory, hub id, or '
-        'a size such as tiny" spellcheck="false"><button type="submit">Add</button></form></details>'
+        '<input id="x-student" aria-label="Directory or size of a student" placeholder="directory, or a '
+        'size such as tiny" spellcheck="false"><button type="submit">Add</button></form></details>'
     )
 
 

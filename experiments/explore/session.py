@@ -235,7 +235,7 @@ def _enter(desk: Desk, session: Session, action: Mapping[str, Any]) -> Session:
 
 
 def _student(desk: Desk, session: Session, action: Mapping[str, Any]) -> Session:
-    desk.add_student(str(action.get("name") or ""))
+    desk.admit(str(action.get("name") or ""))
     settings = replace(session.settings, context_limit=desk.settings.context_limit)
     return replace(session, settings=settings, replies=(), lesson=None, learning=False)
 

@@ -36,7 +36,7 @@ def title(module: str) -> str:
 def run(config: LessonConfig) -> None:
     """Print the list, or run the lesson in this process; it asserts what it claims.
 
-    Raises: InputError: no lesson has this number.
+    Raises: InputError: no lesson has this number, or nothing can be written to `out`.
     """
     known = lessons()
     if not config.number:
@@ -47,6 +47,10 @@ def run(config: LessonConfig) -> None:
     number = config.number.rjust(2, "0")
     if number not in known:
         raise InputError(f"there is no lesson {config.number!r}; give one of {', '.join(known)}")
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)  # before the lesson runs, whose figure comes last
+    except OSError as error:
+        raise InputError(f"{config.out} can be no folder ({error.strerror}); give another --out") from error
     words = sys.argv
     sys.argv = [known[number], "--out", str(config.out)]
     try:

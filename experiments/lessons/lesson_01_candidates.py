@@ -70,8 +70,8 @@ for p in (0.35, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97):
 # %% [markdown]
 # ## A real teacher
 # The teacher embedded in this package has 2,048 tokens. Along 48 replies of its service desk, what do the sets look
-# like? At p = .9 three or four candidates on average, and in more than a third of the states just one: there is nothing
-# to decide there.
+# like? At p = .9 three or four candidates on average, two at the median and at most five in nine states of ten; in more
+# than a third of the states just one: there is nothing to decide there.
 
 # %%
 desk = load_teacher("embedded")
@@ -96,7 +96,8 @@ for p, found in found_at.items():
     assert float(found.lost_mass.max()) <= 1 - p + 1e-6
 nine = found_at[0.9]
 assert desk.vocab_size == 2048 and float(nine.sizes.float().mean()) < 5
-assert float((nine.sizes == 1).float().mean()) > 0.3
+assert float((nine.sizes == 1).float().mean()) > 1 / 3
+assert nine.sizes.float().quantile(torch.tensor([0.5, 0.9])).tolist() == [2, 5]
 assert float(nine.lost_mass.mean()) < 0.03, "sets overshoot p: 2 % are lost, not 10 %"
 
 # %% [markdown]

@@ -75,8 +75,9 @@ assert len(unseen) >= 8 and np.allclose(clone[unseen], 1 / V), "what was never s
 #
 # Along the teacher's texts such states do not occur and the mean cost is small. Along its own texts the student strays
 # with probability ε a token and comes back with probability ¹⁄₁₂: the share of its texts that lie in a ditch grows as
-# ε·t at first, and so does the cost of a token, which is what makes the sum quadratic. The numbers are exact: both laws
-# of states by position are matrix products.
+# ε·t at first, and so does the cost of a token, which is what makes the sum quadratic. Then ways out balance ways in,
+# here after some fifteen tokens, and the sum goes on in a straight, steep line; a student that never came back would
+# stay on the parabola. The numbers are exact: both laws of states by position are matrix products.
 
 
 # %%
@@ -99,6 +100,8 @@ assert on_own[0] == on_teachers[0], "the first token is at the same state for bo
 assert on_own[-1] > 5 * on_teachers[-1]
 early = np.diff(on_own[:4])
 assert (early > 0).all() and (early > 0.6 * early[0]).all(), "linear at first, as ε·t"
+assert abs(early[0] / (strays * ditch) - 1) < 0.1, "by ε times the cost of a ditch"
+assert on_own[-1] - on_own[19] < 0.05 * on_own[-1], "level in the end"
 
 # %% [markdown]
 # ## The remedy: ask the teacher about the student's own states
@@ -120,9 +123,9 @@ print("summed over 40 tokens, nats:", {name: round(float(value), 1) for name, va
 assert corrected[-1] < 0.5 * on_own[-1] and corrected.sum() < 0.5 * on_own.sum()
 
 # %% [markdown]
-# Held-out likelihood on the teacher's texts, the usual measure, is the lowest of these curves and says nothing of the
-# two others. That is why every evaluation in this package measures the student on its own replies too (KL(S‖T),
-# excess error by position).
+# The usual measure, held-out likelihood, looks at the teacher's texts only, at the states of bc's lower curve, and
+# says nothing of the two others. That is why every evaluation in this package measures the student on its own
+# replies too (KL(S‖T), excess error by position).
 
 # %% [markdown]
 # ## The figure
@@ -141,8 +144,8 @@ for axes, change in ((left, np.asarray), (right, np.cumsum)):
     axes.set_ylim(bottom=0)
 left.set_ylabel("KL(π_S ‖ π_T), nats a token")
 right.set_ylabel("nats a text")
-first = on_own[0] + (on_own[1] - on_own[0]) * (t - 1)
-left.plot(t, first, color=MIDDLE, linestyle="--", linewidth=1, label="ε · t · 5.5 nats", zorder=0)
+first = on_own[0] + strays * ditch * (t - 1)
+left.plot(t, first, color=MIDDLE, linestyle="--", linewidth=1, label="its first slope, ε · 5.5 nats a token", zorder=0)
 left.set_ylim(0, 1.15 * float(on_own.max()))
 handles, labels = left.get_legend_handles_labels()
 below(canvas, handles, labels, 4)

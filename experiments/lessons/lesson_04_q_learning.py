@@ -102,7 +102,7 @@ assert gap(myopic, teacher, P, rewards_alone).q < TOLERANCE.q
 # Take K candidates that are all worth 0, and estimates that are off by a standard normal. The largest estimate is not 0
 # on average: 1/√π = .564 for two, .846 for three, about 3.4 for 2,048. Q-learning backs that up, state after state. Two
 # remedies: let one estimate choose and another one value (*double* Q-learning), which is unbiased here; and have few
-# candidates, which is what a nucleus is for.
+# candidates, which is what a nucleus is for: in lesson 01 two at the median and at most five in nine states of ten.
 
 # %%
 generator = torch.Generator().manual_seed(0)

@@ -151,8 +151,11 @@ odds = [solve(coin, "chi2", top_p=1.0, gamma=0.0, c=c, visits=np.ones(2)).policy
 left.plot(widths, odds, color=DARK, linewidth=2)
 left.axhline(0.9, color=MIDDLE, linestyle="--", linewidth=1)
 left.text(0.03, 0.905, "teacher", fontsize=9, color=DARK)
-left.plot([0.1], [odds[int(np.abs(widths - 0.1).argmin())]], **mark("o", ACCENT, ACCENT))
-left.annotate("c = .1, as published: .64", (0.115, 0.635), (0.14, 0.625), color=ACCENT, fontsize=10, va="center")
+published = solve(coin, "chi2", top_p=1.0, gamma=0.0, c=0.1, visits=np.ones(2)).policy[0, 0]
+left.plot([0.1], [published], **mark("o", ACCENT, ACCENT))
+left.annotate(
+    f"c = .1, as published: {published:.2f}", (0.115, 0.635), (0.14, 0.625), color=ACCENT, fontsize=10, va="center"
+)
 left.set_ylabel("probability of the likelier token")
 for (gamma, curve), shade in zip(curves.items(), (LIGHT, MIDDLE, DARK), strict=True):
     right.plot(widths, curve, color=shade, linewidth=2.5, label=f"optimum, γ = {gamma:g}")

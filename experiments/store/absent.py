@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from agents.loading import load_tokenizer
 from envs.errors import InputError
-from envs.hf_teacher import encoded
+from envs.hf_teacher import Worded
 from experiments.config import ABSENT
 from experiments.store.shards import TOKENIZER, Manifest
 
 
-class AbsentTeacher:
+class AbsentTeacher(Worded):
     """A teacher that has spoken: its tokenizer is here, its weights are not.
 
     Raises: InputError: the store has no tokenizer.
@@ -24,23 +24,10 @@ class AbsentTeacher:
         if not (folder / TOKENIZER).is_dir():
             raise InputError(f"the store {folder} holds no tokenizer, so that its teacher is needed; give --teacher")
         self.name, self.folder = ABSENT, folder
-        self.tokenizer: Any = load_tokenizer(str(folder / TOKENIZER))
-        self.chat_template = bool(manifest.settings["chat_template"])
+        super().__init__(load_tokenizer(str(folder / TOKENIZER)), ABSENT, bool(manifest.settings["chat_template"]))
         self.vocab_size = int(manifest.teacher["vocab_size"])
         self.eos_ids = frozenset(manifest.teacher["eos_ids"])
         self.context_limit = int(manifest.teacher["context_limit"])
-
-    def __deepcopy__(self, memo: object) -> AbsentTeacher:
-        return self
-
-    def encode(self, text: str) -> list[int]:
-        """As the teacher would have."""
-        return encoded(self.tokenizer, text, self.chat_template)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens, special ones left out."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
 
     def walk(self, rows: int) -> NoReturn:
         """Raises: InputError: always."""

@@ -17,6 +17,7 @@ from envs.candidates import check_top_p
 from envs.errors import InputError
 from envs.extras import Extras
 from envs.prompts import Prompt, embedded_prompts, load_prompts, prompt_hash, split_prompts
+from envs.rewards import make_reward
 from envs.served_http import Serving
 from envs.teachers import SERVED, Teacher, load_teacher
 from envs.vector_env import TopPTokenVectorEnv
@@ -304,6 +305,7 @@ def _check(config: CollectConfig) -> None:
         if value not in known:
             raise InputError(f"{name} = {value!r} must be one of {', '.join(known)}")
     Format(2, config.logp)
+    make_reward(config.reward, config.gamma)  # before anything is drawn, or paid for
     for name in ("count", "responses", "max_new_tokens", "shard", "rows"):
         value = getattr(config, name)
         if value is not None and value < 1:

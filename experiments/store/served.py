@@ -42,8 +42,11 @@ class Journal:
             whole = path.read_bytes()
             whole = whole[: whole.rfind(b"\n") + 1]
             os.truncate(path, len(whole))
-            for line in whole.splitlines():
-                self._take(json.loads(line))
+            for number, line in enumerate(whole.splitlines(), 1):
+                try:
+                    self._take(json.loads(line))
+                except (ValueError, KeyError, TypeError) as error:
+                    raise InputError(f"line {number} of {path} cannot be read ({error}); take that line out") from error
         self._file = path.open("a", encoding="utf-8")
 
     def _take(self, told: dict[str, Any]) -> None:
@@ -94,7 +97,8 @@ def ask(teacher: ServedTeacher, texts: Sequence[list[int]], budget: int, seed: i
     Raises: InputError: a prompt that fills the context. And as `ServedTeacher.replies`.
     """
     room = [min(budget, teacher.context_limit - len(text)) for text in texts]
-    if (tight := min(range(len(texts)), key=lambda number: room[number])) is not None and room[tight] < 1:
+    tight = min(range(len(texts)), key=lambda number: room[number])
+    if room[tight] < 1:
         raise InputError(
             f"a prompt has {len(texts[tight])} tokens, the served model sees {teacher.context_limit + 1}, two of which "
             "are for the reply; shorten it (or give served.context, if it sees more)"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import os
 import socket
 import sys
 from dataclasses import replace
@@ -15,6 +17,7 @@ import pytest
 import torch
 
 from agents.errors import InputError as AgentInputError
+from agents.student import build_student
 from agents.table_student import TableStudent
 from envs.errors import InputError
 from envs.exact import solve_finite, stay_probability
@@ -23,6 +26,7 @@ from experiments.__main__ import main
 from experiments.explore import app, chart
 from experiments.explore.desk import Desk, ExploreConfig
 from experiments.explore.draw import address, board, panel
+from experiments.explore.guard import MOST_BYTES, Guard, past_proxies
 from experiments.explore.lesson import Lesson, teachable
 from experiments.explore.play import next_token
 from experiments.explore.returns import Walks, outlook, walks_from
@@ -195,7 +199,7 @@ def test_what_cannot_be_done_is_said_and_loses_nothing(desk: Desk, action: dict[
 
 
 def test_students_of_other_tokens_are_refused_in_the_page(tmp_path: Path) -> None:
-    desk = Desk(ExploreConfig(walks=2))
+    desk = Desk(ExploreConfig(walks=2, folder=tmp_path))
     other = save_tiny("llama", tmp_path / "other")
     page = act(desk, begun(desk, "Hello, where is my order 482?"), {"do": "student", "name": str(other)})
     assert "Teacher and student have different tokenizers: token" in page.message and len(desk.pupils) == 1
@@ -301,3 +305,83 @@ def test_the_command_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["explore"]) == 2
     assert "pip install 'tdistill[explore]'" in capsys.readouterr().err
+
+
+def test_a_page_reads_no_student_that_it_was_not_given(tmp_path: Path) -> None:
+    """Directories below the folder and sizes; neither others, nor links out of it, nor the hub."""
+    home = tmp_path / "home"
+    desk = Desk(ExploreConfig(teacher="table:toy", walks=2, folder=home))
+    build_student("tiny", tokenizer=None, vocab_size=6).save(home / "mine")
+    build_student("tiny", tokenizer=None, vocab_size=6).save(tmp_path / "theirs")
+    (home / "link").symlink_to(tmp_path / "theirs")
+    page = begun(desk)
+    for name in (str(tmp_path / "theirs"), "../theirs", "link", "someone/model", "~", "nowhere"):
+        said = act(desk, page, {"do": "student", "name": name}).message
+        assert f"is no directory below {home}" in said and "--students" in said, name
+    assert "(did you mean tiny?)" in act(desk, page, {"do": "student", "name": "tinny"}).message
+    page = act(desk, act(desk, page, {"do": "student", "name": "mine"}), {"do": "student", "name": "tiny"})
+    assert not page.message and [pupil.name for pupil in desk.pupils] == ["mine", "tiny"]
+    desk.pupils *= 3
+    assert "6 students lie here already" in act(desk, page, {"do": "student", "name": "small"}).message
+
+
+def test_a_reply_that_leaves_the_sets_has_no_soft_optimal_probability(tmp_path: Path) -> None:
+    """π* lives on the sets: log π* of a reply with a token outside is −∞, whatever its rewards come to."""
+    from envs.hf_teacher import HFTeacher
+    from tests.envs.models import tiny_model, tiny_tokenizer
+
+    desk = Desk(ExploreConfig(teacher="table:toy", walks=4, max_new_tokens=3, top_p=0.5))
+    desk.teacher = HFTeacher(tiny_model("llama"), tiny_tokenizer(), name="tiny")
+    row = desk.teacher.score([desk.begin("5 9").prompt])[0, -1]
+    for token, shown in ((int(row.argmax()), "<dd>≈ "), (int(row.argmin()), "<dd>−∞</dd>")):
+        page = replace(begun(desk, "5 9"), walk=desk.begin("5 9").take(token))
+        _, html = app.answer(desk, page, {"do": "outlook"})
+        assert shown in html.split("<dt>log π*(this reply)</dt>")[1].split("</div>")[0]
+
+
+def asked(path: str, headers: dict[str, str], parts: list[bytes] | None = None, host: str = "127.0.0.1") -> int:
+    """The status of an answer, of an application that reads the whole body, behind the guard."""
+    sent, waiting = list[Any](), list(parts or [b""])
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        more, status = True, 200
+        while more:
+            message = await receive()
+            more = bool(message.get("more_body"))
+            status = 400 if message["type"] == "http.disconnect" else status
+        await send({"type": "http.response.start", "status": status})
+
+    async def receive() -> dict[str, Any]:
+        body = waiting.pop(0)
+        return {"type": "http.request", "body": body, "more_body": bool(waiting)}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    asyncio.run(Guard(inner, host)({"type": "http", "path": path, "headers": raw}, receive, send))
+    return int(sent[0]["status"])
+
+
+def test_the_server_answers_this_page_and_requests_of_its_size() -> None:
+    for name in ("127.0.0.1:7860", "localhost:7860", "[::1]:7860", "LOCALHOST"):
+        assert asked("/", {"Host": name}) == 200
+    for name in ("evil.example", "evil.example:7860", "127.0.0.1.evil.example", ""):
+        assert asked("/", {"Host": name}) == 403, "another site's name that leads here"
+    assert asked("/", {"Host": "my-machine:7860"}, host="0.0.0.0") == 200, "it was asked to be seen by others"
+    here, most = {"Host": "127.0.0.1"}, MOST_BYTES
+    assert asked("/gradio_api/upload", here) == 403
+    assert asked("/gradio_api/queue/join", here | {"Content-Length": str(most)}) == 200
+    assert asked("/gradio_api/queue/join", here | {"Content-Length": str(most + 1)}) == 413
+    assert asked("/gradio_api/queue/join", here | {"Content-Length": "-1"}) == 413
+    half = b"x" * (most // 2)
+    assert asked("/gradio_api/queue/join", here, [half, half]) == 200
+    assert asked("/gradio_api/queue/join", here, [half, half, b"x"]) == 400, "a body that never said how long it is"
+
+
+def test_this_process_reaches_itself_past_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "here.example")
+    monkeypatch.delenv("no_proxy", raising=False)
+    past_proxies("127.0.0.1")
+    assert os.environ["NO_PROXY"] == "here.example,localhost,127.0.0.1,::1"
+    assert os.environ["no_proxy"] == "localhost,127.0.0.1,::1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -129,6 +130,19 @@ def test_what_is_wrong_is_said_and_a_reload_goes_on(chromium: Browser, page: str
 def test_the_server_calls_nobody(page: str, called: list[str]) -> None:
     """No telemetry and no look for newer versions: not even the attempt."""
     assert called and set(called) <= {"127.0.0.1", "localhost", "::1"}
+
+
+def test_the_guard_stands_before_the_page(page: str) -> None:
+    """Nothing of this machine's files, no upload, no request of megabytes, no other site's name."""
+    import httpx2
+
+    with httpx2.Client(trust_env=False, base_url=page, timeout=30.0) as client:
+        assert client.get("/").status_code == 200
+        assert client.get("/", headers={"Host": "evil.example"}).status_code == 403
+        assert client.post("/gradio_api/upload", files={"files": ("x", b"x")}).status_code == 403
+        assert client.post("/gradio_api/queue/join", json={"data": ["x" * 2**21]}).status_code == 413
+        for path in ("/etc/passwd", str(Path(__file__))):
+            assert client.get(f"/gradio_api/file={path}").status_code == 403
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -56,6 +56,15 @@ def test_the_course_is_listed_and_the_figure_shown_is_there(capsys: pytest.Captu
     assert "there is no lesson '9'; give one of 00, 01" in capsys.readouterr().err
 
 
+def test_a_figure_that_goes_nowhere_is_said_before_the_lesson_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["lesson", "00", "--out", str(tmp_path / "file")]) == 2
+    said = capsys.readouterr()
+    assert "file can be no folder (File exists); give another --out" in said.err and "slot" not in said.out
+
+
 @pytest.mark.long
 class TestPathConsistency(AgentContract):
     agent = "experiments.lessons.path_agent:PathConsistency"

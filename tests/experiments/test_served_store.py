@@ -25,6 +25,7 @@ from envs.table_teacher import TABLES
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.__main__ import main
 from experiments.bench.loopback import Answer, Habits, Loopback
+from experiments.bench.served import BenchServedConfig
 from experiments.collect import collect, numbers_of
 from experiments.store import served as asking
 from experiments.store.columns import Format
@@ -293,7 +294,7 @@ def test_a_server_that_gives_fewer_now_and_then_is_asked_again(tmp_path: Path) -
     prompts = tmp_path / "few.txt"
     prompts.write_text("1\n2\n3\n1 2")
     with loopback("detour", fault=faulty(fewer, lambda number: number == 1)) as server:
-        found = draw(replace(config(tmp_path, server), prompts=prompts))
+        found = draw(replace(config(tmp_path, server, {"concurrency": 1}), prompts=prompts))
     assert found["failed_requests"] == 1 and found["episodes"] == 4
 
 
@@ -341,9 +342,13 @@ def test_settings_that_do_not_go_together(tmp_path: Path) -> None:
             ({"teacher": "table:toy"}, "has its own"),
             ({"copy_prompt": True}, "leave out --protect"),
             ({"rare_within": 4}, "leave out --protect"),
+            ({"reward": "nonsense"}, "'nonsense' does not exist"),
+            ({"reward": "terminal"}, "needs the score itself"),
+            ({"gamma": 2.0}, r"gamma = 2\.0"),
         ):
             with pytest.raises(InputError, match=said):
                 draw(replace(own, **changes))
+        assert not own.out.exists() and not asked(server), "nothing is paid for, and the folder stays free"
         draw(own)
         spent = draw(own)["requests"]
     with loopback() as elsewhere:  # the same model at another address is the same teacher
@@ -437,3 +442,18 @@ def test_the_benchmark_and_its_table(capsys: pytest.CaptureFixture[str]) -> None
     lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| served")]
     assert [line[1].strip() for line in lines] == ["served, 1 at a time", "served, 2 at a time"]
     assert all(float(line[2]) > 0 and float(line[6]) == 1.0 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"concurrency": ()}, "concurrency names no number"),
+        ({"logprobs": 0}, "logprobs = 0"),
+        ({"threads": 0}, "threads = 0"),
+        ({"top_p": 1.0}, "whole vocabularies"),
+        ({"top_p": 1.5}, r"top_p = 1\.5"),
+    ],
+)
+def test_the_benchmark_is_refused_before_it_begins(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        BenchServedConfig(**wrong)
