@@ -102,6 +102,7 @@ def _parse(kind: type[Any], command: str, words: list[str]) -> Any:
     import tyro
 
     from experiments.config import PRESETS, from_mapping, read_yaml
+    from experiments.folder import check_writable
 
     words, values = list(words), dict[str, Any]()
     note = ""
@@ -117,7 +118,10 @@ def _parse(kind: type[Any], command: str, words: list[str]) -> Any:
                 values |= found if place is None else of_preset(kind, found)
     default = {"default": from_mapping(kind, values, "the settings file")} if values else {}
     about = (kind.__doc__ or "").strip() + note
-    return tyro.cli(kind, prog=f"tdistill {command}", description=about, args=words, **default)
+    settings = tyro.cli(kind, prog=f"tdistill {command}", description=about, args=words, **default)
+    if getattr(settings, "json", None) is not None:
+        check_writable(settings.json, "--json")
+    return settings
 
 
 def of_preset(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from experiments.report import Row, groups
-from experiments.train import START
+from experiments.train import START, read_result
 from experiments.workspace import Cell, Workspace
 
 TEACHER = "teacher"
@@ -64,7 +64,9 @@ def settings_of(space: Workspace, row: Row) -> dict[str, Any]:
     if row.agent == START:
         return place
     shared = {name: getattr(space.config, name) for name in SHARED}
-    return place | {"updates": row.updates} | shared | space.settings(row.agent, row.top_p)
+    kept = read_result(space, Cell(row.agent, row.seed, row.top_p))  # of an earlier command perhaps, with others
+    own = space.settings(row.agent, row.top_p) if kept is None else kept["settings"]
+    return place | {"updates": row.updates} | shared | own
 
 
 def measures_of(row: Row) -> dict[str, float]:

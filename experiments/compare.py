@@ -17,11 +17,12 @@ from experiments.config import ABSENT, CompareConfig, DistillConfig, RunConfig
 from experiments.cost import TOKENS, check_price, costs, with_price
 from experiments.evaluate import examine, parameters_of, speeds
 from experiments.folder import full_disk_is_said, teacher_file, write
-from experiments.jobs import FailedCells, run_cells, said, set_threads
+from experiments.jobs import FailedCells, check_memory, run_cells, said, set_threads
 from experiments.report import Row, write_report
+from experiments.statistics import TEACHER
 from experiments.store.source import check_asks_nothing
 from experiments.sweep import swept
-from experiments.train import START, read_result
+from experiments.train import RESULT, START, read, read_result
 from experiments.workspace import Cell, Workspace, cells_of
 
 COSTS: tuple[str, ...] = ("seconds", "tokens", "teacher_tokens", "student_tokens", "walk_seconds", "flops")
@@ -36,23 +37,28 @@ def compare(config: CompareConfig) -> list[Row]:
     """
     config = swept(config)
     space = Workspace(config)
-    cells = cells_of(config.agents, range(config.seeds), config.top_p)
-    if len(set(cells)) < len(cells):
+    if len(set(config.agents)) < len(config.agents):
         raise InputError(f"agents {', '.join(config.agents)} name one twice; each is compared with itself by its seeds")
     if config.reference and config.reference not in config.agents:
         raise InputError(f"reference {config.reference!r} is none of the agents {', '.join(config.agents)}")
     if not config.seeds and not config.trials:
         raise InputError("seeds = 0 compares nothing and trials = 0 searches nothing; raise one of them")
-    # Students of a size name, and warm ones, begin elsewhere with every seed.
-    seeds = range(config.seeds) if config.student in SIZES or config.warm_start or not cells else [0]
-    return _run(space, config.agents, cells_of([START], seeds, config.top_p) + cells, config)
+    return _run(space, config.agents, cells_asked(config), config)
 
 
 def distill(config: DistillConfig) -> list[Row]:
     """`tdistill distill`: one cell. Raises: as `compare`."""
-    space = Workspace(config)
-    start = Cell(START, config.seed if config.student in SIZES or config.warm_start else 0, config.top_p)
-    return _run(space, [config.agent], [start, Cell(config.agent, config.seed, config.top_p)], config)
+    return _run(Workspace(config), [config.agent], cells_asked(config), config)
+
+
+def cells_asked(config: CompareConfig | DistillConfig) -> list[Cell]:
+    """The cells of a command, the start first."""
+    agents = [config.agent] if isinstance(config, DistillConfig) else [*config.agents]
+    seeds = [config.seed] if isinstance(config, DistillConfig) else [*range(config.seeds)]
+    masses = [config.top_p] if isinstance(config, DistillConfig) else [*config.top_p]
+    # Students of a size name, and warm ones, begin elsewhere with every seed.
+    starts = seeds if config.student in SIZES or config.warm_start else [0] * bool(seeds)
+    return cells_of([START], starts, masses) + cells_of(agents, seeds, masses)
 
 
 def _run(space: Workspace, arms: Sequence[str], cells: list[Cell], config: CompareConfig | DistillConfig) -> list[Row]:
@@ -64,6 +70,7 @@ def _run(space: Workspace, arms: Sequence[str], cells: list[Cell], config: Compa
     share.check(config)
     _ = space.stored  # a store that does not fit is refused before anything is written
     student = space.seedling(cells[-1].seed if cells else 0)
+    check_memory(space, student, jobs)
     once = set()
     for arm in [*arms, *([config.warm_start] if config.warm_start else [])]:
         agent = build_agent(config, Cell(arm, 0, space.masses[0]), student, space.settings(arm))
@@ -75,7 +82,7 @@ def _run(space: Workspace, arms: Sequence[str], cells: list[Cell], config: Compa
     cells = [replace(cell, trained_at=first) if cell.agent in once and cell.top_p != first else cell for cell in cells]
     warm_up.check(space)
     if trials:
-        tuning.check(space, arms, trials)
+        tuning.check(space, arms, trials, getattr(config, "select", ""))
     else:
         _check_finished(space, cells)
     _check_settings(config, [*arms, config.warm_start])
@@ -99,10 +106,23 @@ def _run(space: Workspace, arms: Sequence[str], cells: list[Cell], config: Compa
 
 
 def _report(space: Workspace, cells: list[Cell], reference: str, notes: Sequence[str]) -> list[Row]:
-    rows = _rows(space, cells)
+    """Report on all that is finished in the folder; the rows of these cells, and of the teacher."""
+    earlier, asked = _earlier(space, cells), {(cell.agent, cell.seed, cell.top_p) for cell in cells}
+    rows = _rows(space, sorted([*cells, *earlier], key=lambda cell: cell.agent != START))
     notes = [*statistics.notes(rows, reference, getattr(space.config, "trials", 0)), *notes]
     write_report(space, rows, notes, statistics.profiles(rows))
-    return rows
+    return [row for row in rows if row.agent == TEACHER or (row.agent, row.seed, row.top_p) in asked]
+
+
+def _earlier(space: Workspace, cells: list[Cell]) -> list[Cell]:
+    """Cells that other commands have finished in this folder: what they gave is not lost to a narrower one."""
+    asked, found = {cell.name for cell in cells}, []
+    for path in space.out.glob(f"cells/*/{RESULT}"):
+        result = read(path) or {}
+        cell = Cell(result["agent"], result["seed"], result["top_p"])
+        if cell.name == path.parent.name and cell.name not in asked:  # trials and warm-ups have names of their own
+            found.append(cell)
+    return sorted(found, key=lambda cell: (cell.seed, cell.agent, cell.top_p))
 
 
 def _check_finished(space: Workspace, cells: list[Cell]) -> None:
@@ -137,7 +157,7 @@ def _rows(space: Workspace, cells: list[Cell]) -> list[Row]:
             found = examine(None, exam, teacher, rule)
             measures = {**found.measures, **own, "parameters": float(parameters_of(teacher))}
             write(space.out / teacher_file(top_p), json.dumps(found.more))
-            rows.append(Row("teacher", 0, top_p, 0, {}, measures, [], found.more))
+            rows.append(Row(TEACHER, 0, top_p, 0, {}, measures, [], found.more))
         for result in results:
             if result["top_p"] == top_p:
                 spent = {key: float(result[key]) for key in COSTS if key in result}

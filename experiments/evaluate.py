@@ -23,7 +23,7 @@ from envs.errors import InputError
 from envs.extras import Extras, hybrid, texts_along
 from envs.hf_teacher import load_causal_lm
 from envs.prompts import Prompt, embedded_prompts, load_prompts, split_prompts
-from envs.sequences import right_padded
+from envs.sequences import context_limit_of, right_padded
 from envs.teachers import Teacher, load_teacher
 from experiments import per_prompt, positions, slices
 from experiments.calibration import expected_error, reliability
@@ -296,6 +296,7 @@ def run(config: EvaluateConfig, beside_teacher: bool = False) -> Evaluation:
     refuse_selection_prompts(Path(config.student), prompts)
     model, tokenizer = load_causal_lm(config.student, config.student_loading)
     check_same_tokens(teacher, tokenizer)
+    check_context(model, config.student, prompts, teacher, config.max_new_tokens)
     extras = fitting_extras(config, teacher, prompts)
     rule = Rule(config.top_p, config.max_candidates, config.max_new_tokens, extras)
     exam = set_exam(teacher, prompts, rule)
@@ -318,6 +319,24 @@ def chosen_prompts(config: EvaluateConfig) -> list[Prompt]:
         return embedded_prompts(split or "test", config.eval_prompts)
     prompts = load_prompts(config.prompts, skip_bad=config.skip_bad, prompt_format=config.prompt_format)
     return (prompts if split is None else getattr(split_prompts(prompts), split))[: config.eval_prompts]
+
+
+def check_context(model: Any, name: str, prompts: Sequence[Prompt], teacher: Teacher, budget: int) -> None:
+    """Raises: InputError: a prompt that leaves no room for a reply, or a student that does not see the teacher's."""
+    sizes = {prompt.text: len(teacher.encode(prompt.text)) for prompt in prompts}
+    text, longest = max(sizes.items(), key=lambda pair: pair[1])
+    limit = teacher.context_limit
+    if longest >= limit:
+        raise InputError(
+            f"the prompt {text[:60]!r} has {longest} tokens, the limit is {limit - 1}, one less than the teacher's "
+            f"context of {limit}; shorten it"
+        )
+    needed = min(longest + budget, limit)
+    if (seen := context_limit_of(model)) < needed:
+        raise InputError(
+            f"student {name!r} sees {seen} tokens, the run needs {needed} (longest prompt and max_new_tokens); lower "
+            "these, or take a student with a longer context"
+        )
 
 
 def check_same_tokens(teacher: Teacher, tokenizer: Any) -> None:

@@ -55,6 +55,17 @@ def write(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def check_writable(path: Path, flag: str) -> None:
+    """Raises: InputError: nothing can be written to this file; said before anything is computed that it is to hold."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+        if not path.stat().st_size:
+            path.unlink()
+    except OSError as error:
+        raise InputError(f"{flag} {path} cannot be written: {error.strerror}; give another file") from error
+
+
 def digest(content: str | bytes) -> str:
     """Sixteen hexadecimal digits that tell one content from another."""
     return hashlib.blake2b(content.encode() if isinstance(content, str) else content, digest_size=8).hexdigest()

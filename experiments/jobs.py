@@ -22,7 +22,9 @@ from tqdm import tqdm
 from agents import parallel
 from agents.errors import DivergedError
 from agents.errors import InputError as AgentInputError
+from agents.student import Student
 from envs.errors import InputError
+from envs.memory import GIB, free_memory
 from experiments.config import RunConfig
 from experiments.folder import full_disk_is_said, write
 from experiments.report import Row
@@ -73,6 +75,28 @@ def set_threads(config: RunConfig, jobs: int) -> None:
     if getattr(config, "ray", ""):
         share = int(getattr(config, "cell_cpus", 1))
     torch.set_num_threads(config.threads or max(1, share))
+
+
+def check_memory(space: Workspace, student: Student, jobs: int) -> None:
+    """Raises: InputError: so many worker processes are sure to outgrow the memory that is free.
+
+    Each holds the teacher's weights, and of a student the weights and, of what learns, a gradient and Adam's two
+    moments. Activations, target networks and critics come on top, so that what passes may still be too much.
+    """
+    free = free_memory()
+    elsewhere = bool(getattr(space.config, "ray", "")) or space.config.device != "cpu"
+    if jobs < 2 or free is None or elsewhere:
+        return
+    model = getattr(space.teacher, "model", None)
+    held = [*model.parameters()] if isinstance(model, torch.nn.Module) else []
+    learnt = [value for value in student.parameters() if value.requires_grad]
+    each = sum(value.numel() * value.element_size() for value in [*held, *student.parameters(), *3 * learnt])
+    if jobs * each > free:
+        raise InputError(
+            f"jobs = {jobs} processes with the teacher's weights and a student's, its gradients and Adam's moments "
+            f"take {jobs * each / GIB:.1f} GiB, {each / GIB:.2f} each; {free / GIB:.1f} GiB of memory are free: lower "
+            f"jobs to {max(1, free // each)}"
+        )
 
 
 def run_one(space: Workspace, cell: Cell, report: Report) -> None:

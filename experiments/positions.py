@@ -28,7 +28,14 @@ def excess_error(own: Sequence[float], beside: Sequence[float]) -> list[float]:
         ExAccErr(l) = (R(l) − l ε(l)) / (l ε(l)),   R(l) = Σ_{t<l} KL_t on its own prefixes,
         l ε(l) = Σ_{t<l} KL_t on the teacher's;   KL_t = E KL(π_T‖π_S) at position t, over replies that reach it
 
-    Source: Arora et al. (2022), arXiv:2204.01171; a share here, not per cent. That replies end is our departure.
+    In words: both sides of the text are drawn by sampling, prompt by prompt; R is the student's regret against the
+    teacher along its own samples, ε its mean error per token along the teacher's, both as full-vocabulary divergences.
+    Below 0 the student errs less on its own text than on the teacher's.
+
+    Source: Arora et al. (2022), arXiv:2204.01171 (ExAccErr, there in per cent), as Gu et al. (2023), arXiv:2306.08543,
+        measure distilled students by it. Departures: a share, not per cent; replies end, so that each KL_t is a mean
+        over the replies that reach t, and their sum is of no one set of replies (the authors' code averages sums over
+        the texts that reach l); one sample a prompt.
     Args:
         own, beside: mean KL(π_T‖π_S) by position, nats.
     Returns: ExAccErr(1), ExAccErr(2), …: as far as both sides reach and it is finite; 0 where neither has an error.

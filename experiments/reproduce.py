@@ -21,6 +21,7 @@ from experiments.folder import CONFIG, INPUTS
 from experiments.jobs import FailedCells
 from experiments.page.rebuild import config_of
 from experiments.report import aligned
+from experiments.statistics import TEACHER
 from experiments.workspace import Cell, Workspace
 
 RESULTS = "results.csv"
@@ -37,7 +38,8 @@ class Differs(RuntimeError):
 class ReproduceConfig:
     """Repeat a run from its folder, with its settings, seeds and threads, and say whether its figures and the students'
     weights come out the same; exit code 1 if not. On one kind of CPU, with the same versions, both are identical. Of
-    several commands that ran in one folder the last is repeated, whose results it holds; what differs is said."""
+    several commands that ran in one folder the last is repeated, and its rows alone are compared; what the others had
+    set otherwise is said."""
 
     run: tyro.conf.Positional[Path]
     """The folder of a run that has ended."""
@@ -158,8 +160,17 @@ def _check_inputs(run: Path, again: CompareConfig | DistillConfig) -> None:
 
 
 def differences(run: Path, again: Path) -> Outcome:
-    """Compare two folders: every field of results.csv but times, and the students' weights byte by byte."""
-    ours, theirs = _table(run), _table(again)
+    """Compare the rows that the first folder's last command asked for: every field of results.csv but times, and the
+    students' weights byte by byte."""
+    asked = {(cell.agent, cell.seed, cell.top_p) for cell in compare.cells_asked(settings_of(run))}
+
+    def table(folder: Path) -> dict[tuple[str, ...], dict[str, str]]:
+        def of_last(agent: str, seed: str, top_p: str) -> bool:
+            return agent == TEACHER or (agent, int(seed), float(top_p)) in asked
+
+        return {key: row for key, row in _table(folder).items() if of_last(*key)}
+
+    ours, theirs = table(run), table(again)
     names = list(dict.fromkeys(name for row in [*ours.values(), *theirs.values()] for name in row if _lasts(name)))
     largest: dict[str, float] = {}
     for key in (key for key in ours if key in theirs):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from envs.errors import InputError
 from envs.prompts import Prompt, prompt_hash
+from experiments.folder import write
 
 TRAINED_ON = "training_prompts.json"
 SELECTED_ON = "selection_prompts.json"
@@ -27,12 +28,21 @@ def remember(directory: Path, start: Path, trained: Sequence[Prompt], selected: 
     """
     for name, prompts in ((TRAINED_ON, trained), (SELECTED_ON, selected)):
         if hashes := {prompt_hash(prompt.text) for prompt in prompts} | _known(start, name):
-            (directory / name).write_text(json.dumps(sorted(hashes)), encoding="utf-8")
+            write(directory / name, json.dumps(sorted(hashes)))
 
 
 def _known(directory: Path, name: str) -> set[str]:
+    """Raises: InputError: a record that is none: what is not known to be unseen must not be measured on."""
     record = directory / name
-    return set(json.loads(record.read_text(encoding="utf-8"))) if record.is_file() else set()
+    if not record.is_file():
+        return set()
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(value, str) for value in found):
+        raise InputError(f"{record} is no JSON list of prompt hashes; remove it if it is not from this project")
+    return set(found)
 
 
 def refuse_training_prompts(directory: Path, prompts: Sequence[Prompt]) -> None:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -161,7 +162,10 @@ def share_above(own: Scores, other: Scores) -> float:
 
 def probability_of_improvement(rows: Sequence[Row], reference: str) -> dict[Key, Estimate]:
     """Of every arm over the reference at its own top_p; the interval draws the seeds of both apart, not in pairs."""
-    scores = scores_of(rows)
+    return _improvements(scores_of(rows), reference)
+
+
+def _improvements(scores: Mapping[Key, Scores], reference: str) -> dict[Key, Estimate]:
     return {
         (agent, top_p): _better(own, scores[reference, top_p])
         for (agent, top_p), own in scores.items()
@@ -221,12 +225,18 @@ def _seeded() -> Iterator[None]:
 
 def summaries(rows: Sequence[Row], reference: str) -> list[Summary]:
     """A line per arm and top_p."""
-    scores = scores_of(rows)
-    better = probability_of_improvement(rows, reference)
-    return [
+    known = tuple((key, own.shape, own.tobytes()) for key, own in scores_of(rows).items())
+    return list(_summaries(known, reference))
+
+
+@lru_cache(maxsize=1)  # a comparison asks for its report, and again to print: seconds of bootstrap for thirty arms
+def _summaries(known: tuple[tuple[Key, tuple[int, ...], bytes], ...], reference: str) -> tuple[Summary, ...]:
+    scores = {key: np.frombuffer(content, dtype=np.float64).reshape(shape) for key, shape, content in known}
+    better = _improvements(scores, reference)
+    return tuple(
         Summary(*key, len(own), own.shape[1], _intervals([own], lambda x: np.array([iqm(x)]))[0], better.get(key))
         for key, own in scores.items()
-    ]
+    )
 
 
 def several_seeds(rows: Sequence[Row]) -> bool:

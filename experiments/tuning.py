@@ -6,10 +6,12 @@ search, or that fixes all of it, runs untuned, which the table says. Test prompt
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from agents.errors import DivergedError
@@ -17,10 +19,13 @@ from envs.errors import InputError
 from experiments import tpe
 from experiments.arms import split_arm
 from experiments.cell import build_agent
+from experiments.config import ABSENT
 from experiments.folder import write
 from experiments.jobs import FailedCells, run_cells, said
+from experiments.metrics import task_measures
 from experiments.report import aligned, csv_of
 from experiments.samplers import TPE, Case, Grid, Sampler, arm_of, given, trials_of
+from experiments.slices import BESIDE
 from experiments.train import read_result
 from experiments.workspace import Cell, Workspace
 
@@ -52,8 +57,14 @@ def sampler_of(space: Workspace, arms: Sequence[str], count: int, select: str) -
     return tpe.TreeParzen(space.out, begin, count, select in LOWER_IS_BETTER)
 
 
-def check(space: Workspace, arms: Sequence[str], count: int) -> None:
-    """Raises: InputError: too small a grid, an end of a space that the agent refuses, or no Optuna to search with."""
+def check(space: Workspace, arms: Sequence[str], count: int, select: str) -> None:
+    """Raises: InputError: too small a grid, an end of a space that the agent refuses, no Optuna to search with, or a
+    measure that the validation prompts do not have."""
+    prompts = space.splits.validation
+    known = dict.fromkeys(task_measures([""] * len(prompts), prompts), 0.0) | {"greedy_length": 0.0}
+    known |= dict.fromkeys(BESIDE if space.config.teacher != ABSENT else (), 0.0)
+    if select not in known:
+        raise InputError(_no_measure(select, known))
     student, sampled = space.seedling(SEED), getattr(space.config, "sampler", "") == TPE
     for arm in arms:
         agent, own = split_arm(arm)
@@ -84,7 +95,8 @@ def tune(space: Workspace, arms: Sequence[str], count: int, select: str, jobs: i
                 sampler.tell(case, number, score)  # what died by chance is tried again by the next command
     best = {case: _best(case, trials, select, failures) for case, trials in found.items()}
     chosen = {f"{arm} {top_p:g}": best[arm, top_p].settings(arm) for arm, top_p in cases}
-    write(space.tuned_file, json.dumps(chosen, indent=1))
+    before = json.loads(space.tuned_file.read_text(encoding="utf-8")) if space.tuned_file.is_file() else {}
+    write(space.tuned_file, json.dumps(before | chosen, indent=1))  # other arms' are of earlier commands, and stay
     write(space.out / TRIALS, trials_csv(space, found, best))
     text = f"{_heading(space, count, select)}:\n\n{table(found, best, count, select)}"
     write(space.tuned_file.with_suffix(".md"), text + "\n")
@@ -99,9 +111,14 @@ def _last(space: Workspace, cell: Cell) -> dict[str, float]:
 def _score(trial: Trial, select: str) -> float | None:
     """None of a trial that has failed, or whose measure is no finite number."""
     if trial.last and select not in trial.last:
-        raise InputError(f"--select {select} is no validation measure here; there are {', '.join(sorted(trial.last))}")
+        raise InputError(_no_measure(select, trial.last))
     score = trial.last.get(select, math.nan)
     return score if math.isfinite(score) else None
+
+
+def _no_measure(select: str, known: Mapping[str, float]) -> str:
+    there = sorted(name for name in known if name not in SPENT)
+    return f"--select {select} is no validation measure here; there are {', '.join(there)}"
 
 
 def _best(case: Case, trials: Sequence[Trial], select: str, failures: Mapping[Cell, BaseException]) -> Trial:
@@ -146,5 +163,15 @@ def trials_csv(space: Workspace, found: Mapping[Case, Sequence[Trial]], best: Ma
             place |= {"chosen": int(trial is best[arm, top_p]), "failed": int(not trial.last)}
             measures = {name if name in SPENT else f"validation_{name}": x for name, x in trial.last.items()}
             records.append((place | tried | trial.settings(arm), measures))
+    lines = [own | measures for own, measures in records]
     names = dict.fromkeys(name for part in (0, 1) for record in records for name in record[part])
-    return csv_of([own | measures for own, measures in records], list(names))
+    kept = _kept(space.out / TRIALS, list(found))
+    return csv_of([*lines, *kept], list(names | dict.fromkeys(name for line in kept for name in line)))
+
+
+def _kept(path: Path, cases: Sequence[Case]) -> list[dict[str, str]]:
+    """Lines of the arms that an earlier command of this folder has searched and this one has not."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [line for line in csv.DictReader(file) if (line["arm"], float(line["top_p"])) not in cases]

@@ -34,14 +34,13 @@ from agents.vocabulary import Head
 from envs.errors import InputError
 from envs.extras import Extras
 from envs.prompts import Prompt, Splits, embedded_splits, load_prompts, split_prompts
-from envs.sequences import context_limit_of
 from envs.teachers import WARM_START, Teacher, load_teacher
 from envs.vector_env import TopPTokenVectorEnv
 from experiments import provenance
 from experiments.arms import agent_settings
 from experiments.collect import collect
 from experiments.config import ABSENT, WARM_START_NAME, RunConfig, dump
-from experiments.evaluate import Exam, Rule, set_exam
+from experiments.evaluate import Exam, Rule, check_context, set_exam
 from experiments.folder import CONFIG, INPUTS, check_folder, digest, write
 from experiments.limits import check_limits
 from experiments.protect import digest_of, fitting_extras
@@ -103,8 +102,11 @@ class Workspace:
     def _open(self, held: ExitStack) -> None:
         check_folder(self.config, self.out)
         inputs = self.inputs()  # what is wrong with these is said before anything is begun
-        self.out.mkdir(parents=True, exist_ok=True)
-        lock = held.enter_context((self.out / ".lock").open("w"))
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context((self.out / ".lock").open("w"))
+        except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+            raise InputError(f"--out {self.out} cannot be written: {error.strerror}; give another folder") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -304,13 +306,8 @@ class Workspace:
         """
         refuse_training_prompts(self.start_directory, [*self.splits.validation, *self.splits.test])
         refuse_selection_prompts(self.start_directory, self.splits.test)
-        longest = max(len(self.teacher.encode(prompt.text)) for part in self.splits for prompt in part)
-        needed = min(longest + self.config.max_new_tokens, self.teacher.context_limit)
-        if (limit := context_limit_of(student.model)) < needed:
-            raise InputError(
-                f"student {self.config.student!r} sees {limit} tokens, the run needs {needed} (longest prompt and "
-                "max_new_tokens); lower these, or take a student with a longer context"
-            )
+        every = [prompt for part in self.splits for prompt in part]
+        check_context(student.model, self.config.student, every, self.teacher, self.config.max_new_tokens)
         if 1.0 in self.masses and student.vocab_size < self.teacher.vocab_size:
             raise InputError(
                 f"top_p = 1 needs all {self.teacher.vocab_size} output rows of the teacher, student "

@@ -14,6 +14,7 @@ from envs.errors import InputError
 from envs.prompts import Prompt
 from experiments.config import from_mapping
 from experiments.cost import TIMED
+from experiments.metrics import task_each
 from experiments.slices import BESIDE, FEWEST, OWN, RARE
 from experiments.strict_yaml import read_mapping
 
@@ -33,6 +34,14 @@ OF_COST = TIMED | {"flops_per_token"}
 TEACHERS = {f"teacher_{name}" for name in OF_COST - {"speed_up", "price_of_million"}}
 KNOWN = OF_REPLIES | OF_COST | TEACHERS
 """What `tdistill evaluate` reports, all of it."""
+NEEDS = {
+    "task_score": "has `copied` or `required` strings among its `checks`",
+    "critical_pass": "has the tag `critical` and `required` phrases among its `checks`",
+    "computed_score": "has `computed` strings among its `checks`",
+    "rare_recall": "has `rare` names among its `checks`",
+    "rouge_l": "has a reference",
+}
+"""What a prompt has that gives a measure of replies a value."""
 IN_SLICES = {*BESIDE, *OWN, *TASK, "length", "prompts"}
 IN_RARE = {*BESIDE, "prompts", "tokens"}
 
@@ -106,11 +115,19 @@ def check_on(gate: Gate, prompts: Sequence[Prompt], price: float | None) -> None
             )
         if own.measure == "price_of_million" and price is None:
             raise InputError("the gate asks for price_of_million: say what an hour costs with --price")
-        if own.measure == "critical_pass" and not any(p.checks.required and "critical" in p.tags for p in prompts):
+        chosen = [prompt for prompt in prompts if own.slice in (None, RARE, *prompt.tags)]
+        if own.measure in (*TASK, "rouge_l") and not _has(own.measure, chosen):
+            where = "" if own.slice is None else f" of slice {own.slice!r}"
             raise InputError(
-                f"the gate asks for critical_pass, and none of these {len(prompts)} prompts has the tag `critical` and "
-                "`required` phrases among its checks"
+                f"the gate asks for {own.measure}, and none of these {len(chosen)} prompts{where} {NEEDS[own.measure]}"
             )
+
+
+def _has(measure: str, prompts: Sequence[Prompt]) -> bool:
+    """Whether any of the prompts gives the measure a value, whatever is replied."""
+    if measure == "rouge_l":
+        return any(prompt.references for prompt in prompts)
+    return any(value is not None for value in task_each([""] * len(prompts), prompts)[measure])
 
 
 def _condition(entry: Any, who: str) -> Condition:

@@ -8,9 +8,10 @@ from envs.errors import InputError
 from envs.teachers import load_teacher
 from experiments import evaluate
 from experiments.config import EvaluateConfig
+from experiments.folder import check_writable
 from experiments.gate.conditions import Gate, check_on, read_gate
 from experiments.gate.judge import Judgement, judge
-from experiments.gate.show import junit, prepare
+from experiments.gate.show import junit
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def run(config: EvaluateConfig) -> Gated:
     gate = read_gate(config.gate)
     check_on(gate, evaluate.chosen_prompts(config), config.price)
     if config.junit is not None:
-        prepare(config.junit)
+        check_writable(config.junit, "--junit")
     found = evaluate.run(config, gate.needs_teacher)
     judgement = judge(gate, found, load_teacher(config.teacher, config.loading))
     if config.junit is not None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from envs.errors import InputError
 from experiments.gate.judge import Case, Judgement, Verdict, failure_bound
 from experiments.report import aligned
 
@@ -68,17 +66,6 @@ def junit(found: Judgement) -> bytes:
     ET.indent(root)
     body: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)
     return body + b"\n"
-
-
-def prepare(path: Path) -> None:
-    """Raises: InputError: nothing can be written to this file; said before anything is measured."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()
-        if not path.stat().st_size:
-            path.unlink()
-    except OSError as error:
-        raise InputError(f"--junit {path} cannot be written: {error.strerror}; give another file") from error
 
 
 def _of_verdict(own: Verdict) -> ET.Element:

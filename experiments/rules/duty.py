@@ -83,28 +83,31 @@ def allowed(duty: Duty, spelling: Spelling, eos: Mask, text: bytes, left: int, e
     mask = np.ones(len(spelling), dtype=bool)
     for phrase in duty.must_not:
         mask &= ~_completing(phrase, spelling, text)
-    for phrase in duty.must:
-        just_said = text.endswith(phrase) and phrase[-1] in WORD and not occurs(text[:-1], phrase, True)
-        if just_said:
-            mask &= ~spelling.as_letter
+    fresh = [phrase for phrase in duty.must if phrase[-1] in WORD and occurs(text, phrase, True)]
+    fresh = [phrase for phrase in fresh if not occurs(text[:-1], phrase, True)]
+    spoils = spelling.as_letter if fresh else np.zeros_like(mask)  # makes another word of a phrase that was just said
+    mask &= ~spoils
     if not (owed := duty.owed(text)):
         return mask
     mask &= ~eos
     full = sum(cost(phrase, spelling) for phrase in owed)
     forced = ending or left <= full
     ways = []  # what may be said next, in this order: the phrase and its rest
-    said, phrase = max((begun(text, phrase), phrase) for phrase in owed)
-    if said and (forced or said >= threshold(phrase)):
-        ways.append((phrase, phrase[said:]))
+    for said, phrase in sorted(((begun(text, phrase), phrase) for phrase in owed), reverse=True):
+        if said and (forced or said >= threshold(phrase)):
+            ways.append((phrase, phrase[said:]))
     if forced:
         spaces = (b" ",) if text and not text[-1:].isspace() else (b"", b" ")
         ways += [(phrase, space + phrase) for phrase in owed for space in spaces]
     for phrase, rest in ways:
         room = left - full + cost(phrase, spelling)
-        if forced:
-            room = min(room, spelling.fewest(rest))
+        most = spelling.fewest(rest) if forced else len(rest) + 1
         # What lies within the phrase says nothing forbidden (`check`), though its beginning may look like that.
-        if (found := (mask | spelling.within(rest)) & spelling.goes_on(rest, min(room, len(rest) + 1))).any():
+        within = spelling.within(rest)
+        found = (mask | within & ~spoils) & spelling.goes_on(rest, min(room, most))
+        again = room - sum(cost(other, spelling) for other in fresh)  # what is spoilt is owed once more
+        found |= within & spoils & spelling.goes_on(rest, min(again, most))
+        if found.any():
             return found
     return mask
 

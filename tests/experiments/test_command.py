@@ -76,6 +76,17 @@ def test_a_settings_file_sets_the_defaults_and_the_line_wins(
     assert "DistillConfig has no setting 'agents'; did you mean 'agent'" in capsys.readouterr().err
 
 
+def test_places_that_cannot_be_written_are_named_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    config = tmp_path / "run.yaml"
+    config.write_text(dump(small(tmp_path, agents=("bc",))))
+    for flag, place in (("--json", "file/found.json"), ("--json", "."), ("--out", "file/run")):
+        assert main(["compare", "--config", str(config), flag, str(tmp_path / place)]) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert f"{flag} {tmp_path / place} cannot be written" in said and "give another" in said
+    assert not (tmp_path / "run").exists() and not (tmp_path / "file").stat().st_size
+
+
 def test_failures_and_stops_are_exit_code_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

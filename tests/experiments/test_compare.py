@@ -21,10 +21,12 @@ from agents.student import Student
 from envs.errors import InputError
 from envs.prompts import prompt_hash
 from experiments import train
+from experiments.boards import settings_of
 from experiments.compare import compare, distill
 from experiments.config import CompareConfig, DistillConfig, from_mapping, read_yaml
 from experiments.cost import TIMED
 from experiments.jobs import FailedCells
+from experiments.page.rebuild import rows_of
 from experiments.seen import TRAINED_ON, refuse_training_prompts
 from experiments.train import Trainer
 from experiments.workspace import Workspace
@@ -107,6 +109,19 @@ def test_seeds_and_agents_can_be_added_to_a_run(tmp_path: Path) -> None:
     before = (config.out / "cells/bc-p0.9-seed0/result.json").stat().st_mtime_ns
     rows = compare(replace(config, agents=("bc", "kd"), seeds=2))
     assert len(rows) == 7 and (config.out / "cells/bc-p0.9-seed0/result.json").stat().st_mtime_ns == before
+
+
+def test_a_narrower_command_keeps_the_rows_of_the_folder(tmp_path: Path) -> None:
+    config = small(tmp_path, agents=("bc", "kd"), seeds=2, agent_config=("kd.lr=1e-3",))
+    compare(config)
+    rows = compare(replace(config, agents=("bc",), seeds=1, agent_config=()))
+    assert [(row.agent, row.seed) for row in rows] == [("teacher", 0), ("start", 0), ("bc", 0)]  # what was asked for
+    kept = {(row["agent"], row["seed"]) for row in table_rows(config.out)}
+    assert kept == {("teacher", "0"), *((agent, seed) for agent in ("start", "bc", "kd") for seed in "01")}
+    assert len(table_rows(config.out)) == 7 and "| kd " in (config.out / "results.md").read_text()
+    [arm] = [row for row in rows_of(config.out) if (row.agent, row.seed) == ("kd", 1)]
+    narrow = Workspace(replace(config, agent_config=()))
+    assert settings_of(narrow, arm)["lr"] == 1e-3  # as it ran, not as the last command would run it
 
 
 def test_a_stopped_cell_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from envs.errors import InputError
 from envs.hf_teacher import HFTeacher
 from envs.prompts import Prompt
-from experiments.evaluate import Rule, along, measure, set_exam, speeds
+from experiments.evaluate import Rule, along, check_context, measure, set_exam, speeds
 from experiments.metrics import token_measures
 from tests.envs.models import VOCABULARY, tiny_model, tiny_tokenizer
 
@@ -42,6 +43,18 @@ def test_measures_along_replies_are_those_of_each_position_alone() -> None:
                 pair = [model(input_ids=text).logits[0, -1:].log_softmax(-1) for model in (student, TEACHER.model)]
             expected.append(float(token_measures(pair[0], pair[1], 0.9, 64).forward_kl))
     assert sorted(found.forward_kl.tolist()) == pytest.approx(sorted(expected), abs=1e-4)
+
+
+def test_texts_that_do_not_fit_are_refused_before_anything_is_decoded() -> None:
+    model, prompts = tiny_model("gpt2"), [Prompt("w3"), Prompt("w4 " * 60)]
+    check_context(model, "s", prompts, TEACHER, 68)
+    model.config.n_positions = model.config.max_position_embeddings = 64
+    with pytest.raises(InputError, match="student 's' sees 64 tokens, the run needs 65"):
+        check_context(model, "s", prompts, TEACHER, 5)
+    with pytest.raises(
+        InputError, match="has 130 tokens, the limit is 127, one less than the teacher's context of 128"
+    ):
+        check_context(model, "s", [Prompt("w4 " * 130)], TEACHER, 1)
 
 
 def test_speeds_are_ratios_of_two_decodings_side_by_side() -> None:

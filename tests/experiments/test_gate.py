@@ -81,11 +81,15 @@ def test_a_gate_that_makes_no_sense_is_refused(tmp_path: Path, text: str, said: 
 
 def test_what_the_prompts_cannot_answer_is_refused_before_anything_is_measured() -> None:
     prompts = [Prompt("a", tags=("quote",))] * 4
-    check_on(Gate((Condition("task_score", slice="quote", at_least=0.5),)), prompts, None)
+    scored = [Prompt("a", tags=("quote",), checks=Checks(copied=("b",)))] * 4
+    check_on(Gate((Condition("task_score", slice="quote", at_least=0.5), Condition("leak", at_most=0.5))), scored, None)
     for own, said in (
         (Condition("task_score", slice="cancel", at_least=0.5), "slices here: quote, rare words"),
         (Condition("critical_pass", at_least=1.0), "none of these 4 prompts"),
         (Condition("price_of_million", at_most=1.0), "--price"),
+        (Condition("task_score", at_least=0.5), "asks for task_score, and none of these 4 prompts has `copied`"),
+        (Condition("rare_recall", slice="quote", at_least=0.5), "none of these 4 prompts of slice 'quote' has `rare`"),
+        (Condition("rouge_l", at_least=0.5), "none of these 4 prompts has a reference"),
     ):
         with pytest.raises(InputError, match=said):
             check_on(Gate((own,)), prompts, None)

@@ -20,10 +20,12 @@ from tqdm import tqdm
 from agents.errors import DivergedError
 from agents.parallel import portable
 from envs.errors import InputError
+from experiments import jobs
 from experiments.compare import compare
 from experiments.config import dump
 from experiments.jobs import FailedCells, Progress, said
 from experiments.reproduce import differences
+from experiments.workspace import Workspace
 from tests.experiments.faulty_agents import MARK
 from tests.experiments.runs import small
 from tests.experiments.test_compare import same, table_rows
@@ -114,6 +116,19 @@ def test_errors_cross_processes_as_what_they_say() -> None:
     assert isinstance(kept, InputError) and str(kept) == "top_p = 2"
     assert str(portable(Unsendable())) == "Unsendable: a lambda"
     assert (said(DivergedError("loss nan")), said(ValueError("x"))) == ("loss nan", "ValueError: x")
+
+
+def test_processes_that_outgrow_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = Workspace(small(tmp_path))
+    student = space.seedling(0)
+    each = 4 * 4 * sum(value.numel() for value in student.parameters())  # weights, gradients, two moments; no teacher
+    monkeypatch.setattr(jobs, "free_memory", lambda: 3 * each + 1)
+    jobs.check_memory(space, student, 3)
+    with pytest.raises(InputError, match=r"jobs = 4 processes .* lower jobs to 3"):
+        compare(replace(space.config, jobs=4))
+    assert not space.out.exists()
+    student.requires_grad_(False)  # what does not learn has weights alone
+    jobs.check_memory(space, student, 4)
 
 
 def test_a_cell_that_begins_again_is_counted_once() -> None:

@@ -52,7 +52,7 @@ def says(text: str, phrase: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE) is not None
 
 
-def walked(rules: Rules, duty: Duty, rng: random.Random, endings: bool) -> str:
+def walked(rules: Rules, duty: Duty, rng: random.Random, endings: bool, pieces: list[bytes] = PIECES) -> str:
     """A text drawn at random among what is allowed."""
     reply: list[int] = []
     while len(reply) < rules.budget:
@@ -61,7 +61,7 @@ def walked(rules: Rules, duty: Duty, rng: random.Random, endings: bool) -> str:
         reply.append(rng.choice(mask.nonzero()[0].tolist()))
         if reply[-1] == EOS:
             break
-    return b"".join(PIECES[token] for token in reply).decode()
+    return b"".join(pieces[token] for token in reply).decode()
 
 
 @pytest.mark.parametrize("endings", [False, True])
@@ -84,6 +84,25 @@ def test_every_text_that_the_masks_let_through_keeps_the_rules(
     assert all(says(text, phrase) for text in texts for phrase in must)
     assert not any(says(text, phrase) for text in texts for phrase in must_not)
     assert len(set(texts)) > 20  # what is not forbidden is left free
+
+
+@pytest.mark.parametrize(
+    ("must", "pieces", "budget"),
+    [
+        # to go on with the second phrase makes another word of the first, which was just said
+        (("ab b", "bbbb a"), [b"", b" ", b"a", b"a ba", b"aa", b"abb", b"b"], 16),
+        # the first phrase holds the second as a word, and goes on with it as with another
+        (("a bbb", "b"), [b"", b" ", b" ab", b"a", b"b", b"bbb "], 8),
+        # a text may end with the beginnings of both, and have room for the shorter one alone
+        (("aa", "aba"), [b"", b" ", b"  a", b" ab", b"a", b"a ", b"abba", b"b"], 12),
+        # the second phrase ends a longer word, of which nothing is said yet
+        (("baab", "a"), [b"", b" ", b"a", b"aa  ", b"b", b"b "], 8),
+    ],
+)
+def test_phrases_that_share_letters_are_all_said(must: tuple[str, ...], pieces: list[bytes], budget: int) -> None:
+    rules, rng = rules_of(Rule("r", must=must), budget=budget, pieces=pieces), random.Random(0)
+    texts = [walked(rules, rules.duty_of(""), rng, False, pieces) for _ in range(400)]
+    assert all(says(text, phrase) for text in texts for phrase in must)
 
 
 def test_without_masks_the_same_walks_break_them() -> None:

@@ -47,6 +47,13 @@ def test_what_a_start_has_seen_is_handed_on_and_refused(tmp_path: Path) -> None:
         refuse_training_prompts(tmp_path / "next", [e, a])
 
 
+@pytest.mark.parametrize("text", ['["cut', "{}", "[1]"])
+def test_a_record_that_is_none_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / TRAINED_ON).write_text(text)
+    with pytest.raises(InputError, match=r"training_prompts\.json is no JSON list of prompt hashes"):
+        refuse_training_prompts(tmp_path, [Prompt("a")])
+
+
 def test_a_searched_student_is_not_measured_where_it_was_chosen(tmp_path: Path) -> None:
     config = small(tmp_path, agents=("bc",), trials=2, updates=2)
     compare(config)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rliable import metrics
 
+from experiments import statistics
 from experiments.report import Row
 from experiments.statistics import (
     aggregates,
@@ -155,6 +156,21 @@ def test_one_seed_has_no_interval() -> None:
     share, low, high = performance_profile(rows)[1]["bc", 0.9]
     assert math.isfinite(share[0]) and np.isnan([low, high]).all()
     assert table([], "bc") == ""
+
+
+def test_what_was_drawn_is_not_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, drawn, intervals = [*plain("bc", 0.1, 0.4), *plain("kd", 0.3, 0.9)], list[int](), statistics._intervals
+
+    def counted(scores: Any, measure: Any) -> Any:
+        drawn.append(len(scores))
+        return intervals(scores, measure)
+
+    monkeypatch.setattr(statistics, "_intervals", counted)
+    first = summaries(rows, "bc")
+    assert sorted(drawn) == [1, 1, 2]  # two arms, and one of them against the other
+    assert summaries(list(rows), "bc") == first and len(drawn) == 3
+    assert summaries(rows, "kd") != first and len(drawn) == 6
+    assert summaries([*plain("bc", 0.1, 0.4), *plain("kd", 0.3, 0.8)], "kd")[1].iqm != first[1].iqm
 
 
 def test_figures_name_the_reference_and_the_rule_is_said() -> None:

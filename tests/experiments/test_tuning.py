@@ -17,7 +17,7 @@ from experiments.arms import split_arm
 from experiments.compare import compare
 from experiments.jobs import FailedCells
 from experiments.samplers import arm_of, trials_of
-from experiments.tuning import SEED
+from experiments.tuning import SEED, TRIALS
 from experiments.workspace import Workspace
 from tests.experiments.runs import small
 
@@ -80,7 +80,10 @@ def test_no_seeds_search_and_compare_nothing(tmp_path: Path) -> None:
     assert set(json.loads((config.out / "shared" / "tuned.json").read_text())) == {"bc 0.9", "soft_q 0.9"}
     assert "soft_q" in (config.out / "shared" / "tuned.md").read_text()
     assert not (config.out / "shared" / "exam-test.json").exists() and not (config.out / "results.csv").exists()
+    found = [(config.out / name).read_text() for name in ("shared/tuned.json", TRIALS)]
     rows = compare(replace(config, agents=("soft_q",), seeds=1))  # with the settings found before
+    assert json.loads((config.out / "shared" / "tuned.json").read_text()) == json.loads(found[0])  # bc's stay
+    assert sorted((config.out / TRIALS).read_text().splitlines()) == sorted(found[1].splitlines())
     assert [row.agent for row in rows] == ["teacher", "start", "soft_q"]
     with pytest.raises(InputError, match="seeds = 0 compares nothing and trials = 0 searches nothing"):
         compare(small(tmp_path, seeds=0))
@@ -91,6 +94,9 @@ def test_no_seeds_search_and_compare_nothing(tmp_path: Path) -> None:
 def test_a_search_by_a_measure_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--select task_score is no validation measure here; there are .*forward_kl"):
         compare(small(tmp_path, agents=("bc",), trials=2, select="task_score"))
+    with pytest.raises(InputError, match="--select seconds is no validation measure here"):  # the slowest would win
+        compare(small(tmp_path, agents=("bc",), trials=2, select="seconds"))
+    assert not (tmp_path / "run").exists()  # before anything runs
 
 
 def test_a_search_whose_every_trial_fails_says_so(tmp_path: Path) -> None:
