@@ -24,6 +24,7 @@ def is_spread(value: Any) -> bool:
 
 
 _apart = False  # within `first`, where process 0 is by itself
+_helps: list[Callable[[], None]] = []  # what it may ask of the others there, by number
 
 
 def size() -> int:
@@ -118,7 +119,7 @@ def total(value: float) -> float:
 def first(action: Callable[[], T]) -> T:
     """What the action gives in process 0, in all of them: the others wait for it, and raise what it raises.
 
-    Within it process 0 is by itself: nothing is shared.
+    Within it process 0 is by itself: nothing is shared, but for what the others have promised with `lend`.
     """
     global _apart
     if size() == 1:
@@ -132,10 +133,42 @@ def first(action: Callable[[], T]) -> T:
             said[1] = portable(error)
         finally:
             _apart = False
+            _ask(-1)
+    else:
+        _wait()
     dist.broadcast_object_list(said, src=0)
     if said[1] is not None:
         raise said[1]
     return cast(T, said[0])
+
+
+def lend(help_out: Callable[[], None]) -> Callable[[], None]:
+    """A call by which process 0, by itself within `first`, has every other process do this; elsewhere it does nothing.
+
+    For what takes all processes, as weights that each holds a part of. All of them call this together.
+    """
+    number = len(_helps)
+    _helps.append(help_out)
+
+    def ask() -> None:
+        if _apart:
+            _ask(number)
+
+    return ask
+
+
+def _ask(number: int) -> None:
+    if _helps:
+        dist.broadcast(torch.tensor(number), src=0)
+
+
+def _wait() -> None:
+    """Help process 0 until it says that it is done."""
+    number = torch.tensor(0 if _helps else -1)
+    while number >= 0:
+        dist.broadcast(number, src=0)
+        if number >= 0:
+            _helps[int(number)]()
 
 
 def portable(error: Exception) -> Exception:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,22 +14,53 @@ from agents import parallel
 from agents.parallel import is_spread
 
 
-def shard(model: Any) -> None:
+def shard(model: Any, device: str = "", again: bool | None = None) -> None:
     """Spread the weights of a model, layer by layer; a layer has them whole while it computes.
 
     Gradients come back as parts of their mean over the processes.
 
     Source: Zhao et al. (2023), arXiv:2304.11277, as `torch.distributed.fsdp.fully_shard` does it.
+    Args:
+        device: the type of where the parts go to; empty: where the weights are.
+        again: spread what belongs to no layer after a forward too; None: it stays whole for the backward that follows.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    mesh = init_device_mesh(next(model.parameters()).device.type, (parallel.size(),))
+    mesh = init_device_mesh(device or next(model.parameters()).device.type, (parallel.size(),))
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
-            fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+            fully_shard(layer, mesh=mesh, reshard_after_forward=again)
+    fully_shard(model, mesh=mesh, reshard_after_forward=again)
+
+
+def shard_frozen(model: Any, device: str = "") -> None:
+    """Spread the weights of a model that is read and does not learn; once: one that is spread already stays.
+
+    All processes may run it together, each on texts of its own and as often as the others. Process 0 may also run it by
+    itself within `parallel.first`, at any length and in any order: before a layer it asks the others for their parts.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    if any(map(is_spread, model.parameters())):
+        return
+    shard(model.requires_grad_(False), device, again=True)
+    units: list[Any] = [part for part in model.modules() if isinstance(part, FSDPModule)]
+    for unit in units:
+        ask = parallel.lend(partial(_give, unit))
+        unit.register_forward_pre_hook(partial(_before, ask), prepend=True)
+
+
+def _give(unit: Any) -> None:
+    """What the others do while process 0 gathers the weights of a layer."""
+    unit.unshard()
+    unit.reshard()
+
+
+def _before(ask: Callable[[], None], unit: Any, inputs: Any) -> None:
+    unit.reshard()  # also after a forward that ended in an error half-way: the parts are about to be gathered
+    ask()
 
 
 def part_of(value: Any) -> Tensor:

@@ -45,8 +45,10 @@ class Layer(NamedTuple):
 
 
 def is_llama_like(model: Any) -> bool:
-    """Whether a model is of a known family, with the modules that `LeanStep` calls."""
+    """Whether a model is of a known family, with the modules that `LeanStep` calls, and its weights lie here whole."""
     trunk: Any = getattr(model, "model", None)
+    if hasattr(model.get_output_embeddings().weight, "placements"):  # a DTensor, of which each process has a part
+        return False
     if model.config.get_text_config().model_type not in FAMILIES:
         return False
     if not _has(trunk, IN_TRUNK) or not len(trunk.layers):

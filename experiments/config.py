@@ -133,8 +133,9 @@ class RunConfig(SetConfig):
     """Rank of low-rank adapters on every linear layer, which learn in place of the weights and are merged into them in
     the end; 0: all weights learn. Needs the extra `lora`."""
     shard: bool = False
-    """Spread the student's weights, gradients and moments over the processes of a launcher (FSDP); one process alone
-    spreads nothing. For agents that learn from given episodes and keep no target network, as bc and kd do."""
+    """Spread the student's weights, gradients and moments, and the teacher's weights, over the processes of a launcher
+    (FSDP); one process alone spreads nothing. For agents that learn from given episodes and keep no target network, as
+    bc and kd do."""
     agent_config: tuple[str, ...] = ()
     """Settings of single agents, in all their arms, as in soft_q.lr=3e-4 or sb3:ppo.n_epochs=4."""
     head: str = "auto"

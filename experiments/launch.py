@@ -11,10 +11,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from agents import learner_class, parallel
+from agents import learner_class, parallel, sharding
 from agents.base import Agent
 from agents.loop import LoopAgent
 from envs.errors import InputError
+from envs.teachers import Teacher
 from experiments.arms import agent_of
 from experiments.config import RunConfig
 
@@ -46,6 +47,15 @@ def check_spread(config: RunConfig, arm: str, agent: Agent[Any] | LoopAgent[Any]
     """Raises: InputError: an agent lets a student walk whose weights are spread, while one process alone draws."""
     if config.shard and parallel.size() > 1 and isinstance(agent, Agent) and agent.walks is not None:
         raise InputError(f"{arm} lets its student walk, which one process does by itself; leave --shard out")
+
+
+def spread_teacher(teacher: Teacher, device: str) -> Teacher:
+    """The same teacher, its weights spread over the processes; a table has none. All processes call this together."""
+    from envs.hf_teacher import HFTeacher
+
+    if isinstance(teacher, HFTeacher):
+        sharding.shard_frozen(teacher.model, torch.device(device).type)
+    return teacher
 
 
 def check(arms: Sequence[str], jobs: int, trials: int) -> None:

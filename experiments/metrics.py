@@ -8,7 +8,6 @@ from statistics import fmean
 from typing import NamedTuple
 
 import torch
-from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor
 
 from envs.candidates import Candidates, top_p
@@ -86,6 +85,10 @@ def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> f
 
 def rouge_each(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[float | None]:
     """The same of every text; None of one without references."""
+    if not any(references):
+        return [None for _ in zip(candidates, references, strict=True)]
+    from rouge_score.rouge_scorer import RougeScorer  # and with it scipy.stats: a second
+
     scorer = RougeScorer(["rougeL"], tokenizer=_Words())
     return [
         max((scorer.score(reference, text)["rougeL"].fmeasure for reference in own), default=None)

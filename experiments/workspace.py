@@ -42,6 +42,7 @@ from experiments.collect import collect
 from experiments.config import ABSENT, WARM_START_NAME, RunConfig, dump
 from experiments.evaluate import Exam, Rule, check_context, set_exam
 from experiments.folder import CONFIG, INPUTS, check_folder, digest, write
+from experiments.launch import spread_teacher
 from experiments.limits import check_limits
 from experiments.protect import digest_of, fitting_extras
 from experiments.references import replies_of
@@ -163,6 +164,8 @@ class Workspace:
     def teacher(self) -> Teacher:
         """Raises: InputError: no such teacher; or none is wanted and there is no store to learn from."""
         config = self.config
+        if config.teacher != ABSENT and config.shard and parallel.size() > 1:  # read on the CPU, each keeps its part
+            return spread_teacher(load_teacher(config.teacher, replace(config.loading, device="cpu")), self.device)
         if config.teacher != ABSENT:
             return load_teacher(config.teacher, replace(config.loading, device=self.device))
         if config.store is None:

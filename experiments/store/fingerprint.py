@@ -37,6 +37,7 @@ def weights_digest(teacher: Teacher) -> str:
         return digest.hexdigest()
     model: Any = getattr(teacher, "model", None)
     for name, value in sorted(model.state_dict().items()) if model is not None else ():
+        value = value.full_tensor() if hasattr(value, "full_tensor") else value  # all processes ask together
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

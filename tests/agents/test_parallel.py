@@ -13,11 +13,16 @@ import torch.multiprocessing as processes
 from safetensors import SafetensorError
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents import make_agent, parallel, sharding
 from agents.errors import InputError
 from agents.vocabulary import Head
+from envs.candidates import top_p
+from envs.hf_teacher import HFTeacher
+from experiments.store.fingerprint import fingerprint
 from tests.agents.test_micro_batch import AGENTS, batch, student
+from tests.envs.models import tiny_model, tiny_tokenizer
 
 HEADS = {"all": Head("all"), "candidates": Head("candidates", 7), "resting": Head("candidates", 7, resting=True)}
 ARMS: list[tuple[str, dict[str, Any], str, int]] = [
@@ -35,6 +40,8 @@ ARMS: list[tuple[str, dict[str, Any], str, int]] = [
     ("value_tilt", {"gamma": 0.5, "critic_alone": 2}, "all", 0),
 ]
 UPDATES = 20
+TEACHERS = ("llama", "gpt2")
+TEXTS = [[5, 6, 7, 8, 9, 10], [11, 12], [13]]
 
 
 def learn(arm: int) -> list[torch.Tensor]:
@@ -70,6 +77,7 @@ def work(rank: int, count: int, place: str) -> None:
     torch.save((found.detach(), own.grad, heard, parallel.rank(), parallel.size()), Path(place) / f"said-{rank}.pt")
     torch.save(averaged(rank), Path(place) / f"averaged-{rank}.pt")
     torch.save((norm(), parallel.total(rank + 1.5)), Path(place) / f"norm-{rank}.pt")
+    torch.save([read(arch, rank) for arch in TEACHERS], Path(place) / f"read-{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -100,6 +108,53 @@ def averaged(rank: int) -> list[torch.Tensor | None]:
     parameters = [both, lacking, nobody, rows, dense, whole]
     parallel.average_gradients(parameters, [rows, dense])
     return [parameter.grad for parameter in parameters]
+
+
+def read(arch: str, rank: int) -> dict[str, Any]:
+    """What a spread teacher gives: each process reads texts of its own; process 0 alone walks, fails, walks again."""
+    teacher = HFTeacher(tiny_model(arch), tiny_tokenizer())
+    whole = sum(value.nbytes for value in teacher.model.parameters())
+    sharding.shard_frozen(teacher.model)
+    sharding.shard_frozen(teacher.model)  # a second time changes nothing
+    parts = sum(sharding.part_of(value).nbytes for value in teacher.model.parameters())
+    first = parallel.first(lambda: walked(teacher))  # before all have run it together
+    own = teacher.score(TEXTS[: 2 - rank])
+    with pytest.raises(RuntimeError, match="half-way"):
+        parallel.first(lambda: half_way(teacher))
+    again = teacher.score(TEXTS[1 + rank :])
+    digest = fingerprint(teacher)
+    return {
+        "digest": digest,
+        "bytes": (parts, whole),
+        "walks": (first, parallel.first(lambda: walked(teacher))),
+        "scores": (own, again),
+    }
+
+
+def walked(teacher: HFTeacher) -> torch.Tensor:
+    """A ragged walk of three rows, one of which ends early and is begun anew: the log-probabilities after each step."""
+    walk = teacher.walk(3)
+    walk.start([0, 1, 2], TEXTS)
+    found = [walk.log_probs]
+    for active in ([True, True, True], [True, False, True]):
+        walk.step(found[-1].argmax(1), torch.tensor(active))
+        found.append(walk.log_probs)
+    walk.start([1], [[9, 8, 7]])
+    return torch.stack([*found, walk.log_probs])
+
+
+def half_way(teacher: HFTeacher) -> None:
+    """A forward of process 0 that ends in its last layer."""
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("half-way")
+
+    hook = [part for part in teacher.model.modules() if isinstance(part, GradientCheckpointingLayer)][-1]
+    removed = next(hook.children()).register_forward_pre_hook(fail)
+    try:
+        teacher.score(TEXTS)
+    finally:
+        removed.remove()
 
 
 def norm() -> torch.Tensor:
@@ -147,6 +202,28 @@ def test_gradients_are_averaged_by_hand(two: Path) -> None:
         assert dense.is_sparse and dense.coalesce().indices().tolist() == [[1]]
         assert dense.to_dense().tolist() == [[0.0, 0.0], [0.0, 4.0], [0.0, 0.0]]
         assert whole.item() == 1.5 and whole.dtype == torch.float64
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_a_spread_teacher_says_the_same_with_half_of_the_bytes_in_each_process(two: Path, number: int) -> None:
+    """Log-probabilities and candidates; the walk of process 0, and what each process has it read of its own texts."""
+    alone = HFTeacher(tiny_model(TEACHERS[number]), tiny_tokenizer())
+    expected, held = walked(alone), 0
+    for rank in (0, 1):
+        found = torch.load(two / f"read-{rank}.pt", weights_only=True)[number]
+        parts, whole = found["bytes"]
+        assert found["digest"] == fingerprint(alone)
+        assert 0.48 * whole < parts < 0.52 * whole  # 97 rows are 49 and 48
+        held += parts
+        for walk in found["walks"]:
+            torch.testing.assert_close(walk, expected, atol=1e-5, rtol=0)
+            for one, other in zip(top_p(walk, 0.9, 16), top_p(expected, 0.9, 16), strict=True):
+                torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+        for texts, scores in zip((TEXTS[: 2 - rank], TEXTS[1 + rank :]), found["scores"], strict=True):
+            mine = alone.score(texts)
+            for row, text in enumerate(texts):
+                torch.testing.assert_close(scores[row, : len(text)], mine[row, : len(text)], atol=1e-5, rtol=0)
+    assert held == whole
 
 
 def test_the_norm_of_spread_gradients_by_hand(two: Path) -> None:

@@ -17,6 +17,8 @@ from experiments.bench.parts import parts_of
 from experiments.bench.peers import NaiveEnv, generate, raw_decode
 from experiments.bench.timing import Race, Resident, Sample, race
 
+pytestmark = pytest.mark.usefixtures("painted")
+
 SMALL = ["--rows", "1", "3", "--vocabularies", "300", "--steps", "4", "--prompt-tokens", "3", "--repeats", "2"]
 
 

@@ -48,7 +48,7 @@ def table_rows(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_comparison_leaves_everything_it_promises(tmp_path: Path) -> None:
+def test_a_comparison_leaves_everything_it_promises(tmp_path: Path, painted: None) -> None:
     config = small(tmp_path, seeds=2, top_p=(0.8, 0.9), price=2.0)
     order = [("teacher", 0), ("start", 0), ("start", 1), ("bc", 0), ("soft_q", 0), ("bc", 1), ("soft_q", 1)]
     rows = compare(config)

@@ -26,6 +26,8 @@ from experiments.coverage.tables import most_lost, words_gone
 from experiments.coverage.words import phrase_in, read_lexicon, spelling, words_in
 from tests.envs.models import save_tiny
 
+pytestmark = pytest.mark.usefixtures("painted")
+
 SIX = Grid((0.5, 0.8, 0.97, 1.0), (1, 2, 6))
 
 

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from agents import make_agent, parallel, sharding
+from agents.episodes import Episodes
 from agents.errors import InputError as AgentInputError
 from agents.student import build_student
 from agents.vocabulary import Head
@@ -23,6 +26,7 @@ from envs.errors import InputError
 from experiments import launch
 from experiments.__main__ import main
 from experiments.compare import compare
+from tests.envs.models import save_tiny
 from tests.experiments.runs import prompts_file, small
 
 SETTINGS = """--teacher table:toy --student tiny --max-new-tokens 6 --episodes 24 --batch-size 6 --eval-prompts 4
@@ -42,9 +46,13 @@ def environment() -> dict[str, str]:
 
 
 def run(folder: Path, agent: str, launcher: list[str] | None = None, *more: str) -> str:
-    """What a run prints. Its folder is made."""
+    """What a run prints; without a launcher it runs in this very process. Its folder is made."""
     folder.mkdir(exist_ok=True)
     command = words(folder, agent, launcher, *more)
+    if launcher is None:
+        with redirect_stdout(StringIO()) as said:
+            assert main(command[3:]) == 0
+        return said.getvalue()
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=1100)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -118,15 +126,26 @@ def test_a_run_of_one_goes_on_in_two_under_accelerate(alone: Path, tmp_path: Pat
 
 
 def test_spread_weights_are_the_same_run_and_go_on_whole(tmp_path: Path) -> None:
-    """`kd` in one process; spread over two; and spread until it is killed, then by one process."""
-    run(tmp_path / "alone", "kd")
-    run(tmp_path / "spread", "kd", TORCHRUN, "--shard")
+    """`kd` in one process; spread over two; and spread until it is killed, then by one process.
+
+    The teacher is spread with the student: it walks and is examined in process 0, and labels texts in both.
+    """
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("\n".join(f"w{number} w{number % 7 + 3}" for number in range(3, 27)))
+    own = ("--teacher", str(save_tiny("llama", tmp_path / "teacher")), "--prompts", str(prompts))
+    run(tmp_path / "alone", "kd", None, *own)
+    run(tmp_path / "spread", "kd", TORCHRUN, *own, "--shard")
     assert_same(weights(tmp_path / "spread"), weights(tmp_path / "alone"))
     assert files(tmp_path / "spread") == files(tmp_path / "alone")
+    drawn = [
+        Episodes.load(next((tmp_path / name / "run" / "shared").glob("episodes*.safetensors")))
+        for name in ("spread", "alone")
+    ]
+    assert torch.equal(drawn[0].tokens, drawn[1].tokens) and torch.equal(drawn[0].ids, drawn[1].ids)
     stopped = tmp_path / "stopped"
     stopped.mkdir()
-    stop_at_a_checkpoint(stopped, words(stopped, "kd", TORCHRUN, "--shard"))
-    run(stopped, "kd")
+    stop_at_a_checkpoint(stopped, words(stopped, "kd", TORCHRUN, *own, "--shard"))
+    run(stopped, "kd", None, *own)
     assert_same(weights(stopped), weights(tmp_path / "alone"))
 
 

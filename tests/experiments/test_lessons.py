@@ -18,6 +18,8 @@ from experiments.lessons import command
 from experiments.lessons.bugs import check
 from tests.experiments.lesson_mutations import MUTATIONS, ROOT, Mutation, failed, planted
 
+pytestmark = pytest.mark.usefixtures("painted")
+
 LESSONS = command.lessons()
 EXERCISES = check.exercises()
 

@@ -13,6 +13,8 @@ from experiments.page import figures, paint
 from experiments.report import colours_of
 from tests.experiments.test_page import profiles, rows
 
+pytestmark = pytest.mark.usefixtures("painted")
+
 EVERY = {
     "learning_curves",
     "quality_by_top_p",
