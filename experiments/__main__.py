@@ -21,6 +21,7 @@ COMMANDS = {
     "coverage": "look before training: what each top-p and max_candidates would keep, lose and cost",
     "collect": "let the teacher walk once and store its episodes, to learn from without it",
     "evaluate": "measure a student or teacher directory on held-out prompts",
+    "expert": "lay an expert of low-frequency words beside a student, for evaluate and generate --expert",
     "generate": "talk to a student side by side with the teacher",
     "explore": "walk the token MDP in a page on this machine, candidate by candidate",
     "teacher": "train the embedded teacher and its warm-start student",
@@ -300,6 +301,15 @@ def _generate(words: list[str]) -> None:
     generate.run(_parse(GenerateConfig, "generate", words))
 
 
+def _expert(words: list[str]) -> None:
+    from experiments.expert import command
+
+    settings = _parse(command.ExpertConfig, "expert", words)
+    figures = command.run(settings)
+    _print_figures(figures)
+    _write_json(settings.json, _named(figures))
+
+
 def _explore(words: list[str]) -> None:
     from experiments.explore import app, desk
 
@@ -355,6 +365,7 @@ COMMAND_OF: dict[str, Callable[[list[str]], None]] = {
     "coverage": _coverage,
     "collect": _collect,
     "evaluate": _evaluate,
+    "expert": _expert,
     "generate": _generate,
     "explore": _explore,
     "teacher": _teacher,

@@ -227,6 +227,9 @@ class EvaluateConfig(SetConfig):
     student: str
     """A directory or a hub id."""
     teacher: str = "embedded"
+    expert: bool = False
+    """Measure the student with the expert that lies beside it (`tdistill expert`) mixed in; latency, memory and
+    operations a token are those of the student alone."""
     prompts: Path | None = None
     """A .jsonl or text file, or a data set; none: the embedded corpus."""
     prompt_format: str = "prompt"
@@ -263,6 +266,8 @@ class GenerateConfig(LoadConfig):
     """0 takes the most probable token."""
     max_new_tokens: int = 96
     seed: int = 0
+    expert: bool = False
+    """Mix in the expert that lies beside the student (`tdistill expert`)."""
     rules: str = "beside"
     """Phrases that the student's replies must or must not say: a YAML file; "beside": rules.yaml in its directory, if
     there is one; "none"."""

@@ -29,6 +29,8 @@ from experiments import per_prompt, positions, slices
 from experiments.calibration import expected_error, reliability
 from experiments.config import ABSENT, EvaluateConfig
 from experiments.cost import TOKENS, check_price, costs, with_price
+from experiments.expert.files import FOLDER, expert_beside
+from experiments.expert.hybrid import Hybrid
 from experiments.metrics import TokenMeasures, common_vocabulary, rouge_each, task_each, task_measures, token_measures
 from experiments.per_prompt import Parts
 from experiments.protect import fitting_extras
@@ -253,7 +255,8 @@ def along(student: Any, ids: list[list[int]], replies: list[list[int]], teacher:
     for chosen in batches(ids, replies, teacher.vocab_size):
         texts = [ids[index] + replies[index] for index in chosen]
         teacher_logp = teacher.score(texts).cpu()
-        student_logp = teacher_logp if student is None else _score(student, texts)
+        sizes = [len(ids[index]) for index in chosen]
+        student_logp = teacher_logp if student is None else score_texts(student, texts, sizes)
         for row, index in enumerate(chosen):
             states = slice(len(ids[index]) - 1, len(texts[row]) - 1)
             pair = common_vocabulary(student_logp[row, states], teacher_logp[row, states])
@@ -273,7 +276,10 @@ def batches(ids: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], widt
         yield chosen
 
 
-def _score(student: Any, texts: list[list[int]]) -> torch.Tensor:
+def score_texts(student: Any, texts: list[list[int]], prompts: Sequence[int]) -> torch.Tensor:
+    """Log-probabilities along texts, (B, L, V), of a causal LM or a hybrid; `prompts`: tokens of each text's prompt."""
+    if isinstance(student, Hybrid):
+        return student.along(score_texts(student.model, texts, prompts), texts, prompts)
     tokens, mask = right_padded(texts, student.get_output_embeddings().weight.device)
     with torch.no_grad():
         logits = student(input_ids=tokens, attention_mask=mask, use_cache=False).logits
@@ -297,14 +303,26 @@ def run(config: EvaluateConfig, beside_teacher: bool = False) -> Evaluation:
     model, tokenizer = load_causal_lm(config.student, config.student_loading)
     check_same_tokens(teacher, tokenizer)
     check_context(model, config.student, prompts, teacher, config.max_new_tokens)
+    policy = with_expert(config, model, tokenizer, prompts) if config.expert else model
     extras = fitting_extras(config, teacher, prompts)
     rule = Rule(config.top_p, config.max_candidates, config.max_new_tokens, extras)
     exam = set_exam(teacher, prompts, rule)
     own, theirs = costs(model, exam.ids, teacher, max(2, min(TOKENS, rule.max_new_tokens)))
-    cost = with_price(speeds(model, exam, teacher, rule) | own, config.price)
-    found = examine(model, exam, teacher, rule)
+    cost = with_price(speeds(policy, exam, teacher, rule) | own, config.price)
+    found = examine(policy, exam, teacher, rule)
     figures = {**found.measures, **cost, **{f"teacher_{name}": x for name, x in theirs.items()}}
     return Evaluation(figures, exam, found, examine(None, exam, teacher, rule) if beside_teacher else None)
+
+
+def with_expert(config: EvaluateConfig, model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> Hybrid:
+    """The student with the expert beside it.
+
+    Raises: InputError: as `expert_beside`, or the expert was counted or fitted on some of these prompts.
+    """
+    found = Hybrid(model, *expert_beside(Path(config.student), tokenizer))
+    refuse_training_prompts(Path(config.student) / FOLDER, prompts)
+    refuse_selection_prompts(Path(config.student) / FOLDER, prompts)
+    return found
 
 
 def chosen_prompts(config: EvaluateConfig) -> list[Prompt]:

@@ -13,6 +13,8 @@ from envs.hf_teacher import load_causal_lm
 from envs.teachers import Teacher, load_teacher
 from experiments.config import GenerateConfig
 from experiments.evaluate import check_same_tokens
+from experiments.expert.files import expert_beside
+from experiments.expert.hybrid import Hybrid
 from experiments.rules.processor import adjuster
 from experiments.rules.rules import FILE, Rules, rules_for
 
@@ -20,7 +22,8 @@ from experiments.rules.rules import FILE, Rules, rules_for
 def run(config: GenerateConfig) -> None:
     """Answer the prompts given, or those typed, and print both replies with their speed.
 
-    Raises: InputError: no such model, other tokens than the teacher's, a prompt too long, or a temperature below 0.
+    Raises: InputError: no such model, other tokens than the teacher's, no expert where it is asked for, a prompt too
+        long, or a temperature below 0.
     """
     if config.temperature < 0:
         raise InputError(f"temperature = {config.temperature} is below 0; 0 takes the most probable token")
@@ -30,9 +33,10 @@ def run(config: GenerateConfig) -> None:
     student, tokenizer = load_causal_lm(config.student, config.student_loading)
     check_same_tokens(teacher, tokenizer)
     rules = _rules(config, tokenizer, teacher)
+    own = Hybrid(student, *expert_beside(Path(config.student), tokenizer)) if config.expert else student
     for prompt in config.prompt or _typed():
         print(f"\n> {prompt}")
-        for name, policy in (("student", student), ("teacher", teacher)):
+        for name, policy in (("student", own), ("teacher", teacher)):
             text, speed = reply(policy, prompt, teacher, config, rules if name == "student" else None)
             print(f"  {name} ({speed:,.0f} tokens/s): {text}")
 
