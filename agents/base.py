@@ -27,6 +27,7 @@ from agents.errors import DivergedError, InputError
 from agents.optimiser import clip_gradients, optimiser_of
 from agents.scores import Scorer
 from agents.search import Range, Search
+from agents.staged import FIXED, Stages
 
 if TYPE_CHECKING:
     from agents.walks import Walks
@@ -62,6 +63,26 @@ class Config:
         require(self, "warmup", self.warmup >= 0, "must not be negative")
         require(self, "clip", self.clip > 0, "must be positive")
         require(self, "batch_size", self.batch_size >= 1, "must be at least 1")
+
+
+@dataclass(frozen=True)
+class StagedConfig(Config):
+    """Settings of agents that learn on candidate sets, which may widen meanwhile (`agents.staged`)."""
+
+    p_schedule: str = FIXED
+    """Mass of the sets that are learnt from, never above that of the run: fixed, fixed:V, linear:A..B[:SHARE],
+    mass:A..B[:SHARE] or leak:A..B[:R]."""
+    k_schedule: str = FIXED
+    """Most candidates of these sets, likewise; of mass:A..B the ends are masses."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Stages(self.p_schedule, self.k_schedule)
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether sets are narrowed at all."""
+        return (self.p_schedule, self.k_schedule) != (FIXED, FIXED)
 
 
 def require(config: Any, name: str, good: bool, limit: str) -> None:
@@ -121,6 +142,7 @@ class Agent(ABC, Generic[C]):
         self.student, self.config, self.total_updates = student, config, total_updates
         self.updates = 0
         self.spent = 0.0  # share of a budget other than updates; the run that has one says so before an update
+        self.stages = Stages(getattr(config, "p_schedule", FIXED), getattr(config, "k_schedule", FIXED))
         self.generator = torch.Generator().manual_seed(seed)  # for agents that draw; saved with the rest
         self.optimiser = optimiser_of(self.trainables(), student.let_rows_rest(), config.lr, config.weight_decay)
 
@@ -186,11 +208,13 @@ class Agent(ABC, Generic[C]):
         Raises: InputError: the batch does not fit this agent. DivergedError: the loss or its gradient is not finite.
         """
         self.check(batch)
+        batch, staged = self.stages.narrow(batch, self.progress, self.total_updates)
         loss, logs = self.loss(batch)
         rate, norm = self._step(loss)
         self.after_step()
+        self.stages.notice(float(logs["log_inside"].detach()) if "log_inside" in logs else None, batch)
         figures = {name: value.detach() for name, value in {"loss": loss, **logs, "gradient_norm": norm}.items()}
-        return {name: float(value) for name, value in figures.items()} | {"lr": rate}
+        return {name: float(value) for name, value in figures.items()} | {"lr": rate} | staged
 
     def check(self, batch: Episodes) -> None:
         """Raise an InputError unless the batch has what this agent needs, was built with its γ and is fresh enough."""
@@ -252,6 +276,7 @@ class Agent(ABC, Generic[C]):
             "student": self.student.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "generator": self.generator.get_state(),
+            "stages": self.stages.state_dict(),
             "extras": {name: module.state_dict() for name, module in self.extras().items()},
         }
         found: dict[str, Any] = sharding.whole(state)
@@ -282,6 +307,8 @@ class Agent(ABC, Generic[C]):
         self.optimiser.load_state_dict(state["optimiser"])
         sharding.spread_moments(self.optimiser)
         self.generator.set_state(state["generator"])
+        if "stages" in state:  # not in checkpoints older than they are
+            self.stages.load_state_dict(state["stages"])
         for name, module in self.extras().items():
             module.load_state_dict(state["extras"][name])
         self.updates = state["updates"]

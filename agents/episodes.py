@@ -162,6 +162,15 @@ class Episodes:
             raise InputError(f"gamma is {gamma}; it must lie in [0, 1]")
         return dataclasses.replace(self, discounts=gamma * self.alive.float())
 
+    def narrowed(self, kept: Tensor) -> Episodes:
+        """The same episodes with the candidates that are `kept` (B, T+1, K): the first ones of each set, at least one.
+
+        A token taken that is no longer a candidate is marked; whatever else is known of it stays.
+        """
+        slots = torch.where(kept[:, :-1].gather(2, self.slots.clamp(min=0)[..., None])[..., 0], self.slots, -1)
+        sets = {"ids": self.ids.masked_fill(~kept, 0), "logp": self.logp.masked_fill(~kept, PAD_LOGP), "mask": kept}
+        return _trim({**self.fields(), **sets, "slots": slots, "in_set": slots >= 0})
+
     def to(self, device: torch.device | str) -> Episodes:
         """The same episodes on another device."""
         return Episodes(**{name: value.to(device) for name, value in self.fields().items()})

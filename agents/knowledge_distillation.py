@@ -8,13 +8,13 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from agents import objectives
-from agents.base import Agent, Config, FixedPoint, Logs, require
+from agents.base import Agent, Config, FixedPoint, Logs, StagedConfig, require
 from agents.episodes import Episodes
 from agents.objectives import average
 
 
 @dataclass(frozen=True)
-class KDConfig(Config):
+class KDConfig(StagedConfig):
     """Settings of `kd`."""
 
     on: Literal["vocabulary", "set"] = "vocabulary"
@@ -26,6 +26,9 @@ class KDConfig(Config):
         super().__post_init__()
         require(self, "on", self.on in ("vocabulary", "set"), 'must be "vocabulary" or "set"')
         require(self, "leak_weight", self.leak_weight >= 0, "must not be negative")
+        for name in ("p_schedule", "k_schedule"):
+            good = self.on == "set" or not self.is_staged
+            require(self, name, good, 'is of candidate sets, which on="vocabulary" does not see: take on=set')
 
 
 class KnowledgeDistillation(Agent[KDConfig]):

@@ -33,6 +33,8 @@ class PPOConfig(ActorCriticConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "epsilon", 0 < self.epsilon < 1, "must lie in (0, 1)")
+        for name in ("p_schedule", "k_schedule"):
+            require(self, name, not self.is_staged, "must be fixed: its ratio is of two policies on one set")
         require(self, "value_clip", self.value_clip is None or self.value_clip > 0, "must be positive, or None")
 
 

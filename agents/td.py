@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agents import objectives
-from agents.base import Agent, Config, Logs, require
+from agents.base import Agent, Config, Logs, StagedConfig, require
 from agents.episodes import Episodes
 from agents.errors import InputError
 from agents.objectives import average
@@ -19,7 +19,7 @@ from agents.search import Range, Search
 
 
 @dataclass(frozen=True)
-class TDConfig(Config):
+class TDConfig(StagedConfig):
     """Settings of agents that look ahead."""
 
     gamma: float = 1.0

@@ -20,6 +20,7 @@ from envs.rewards import LogProb, TopPLogProb
 from experiments.arms import split_arm
 from experiments.config import RunConfig
 from experiments.rules.run import reward_of
+from experiments.schedules import check_schedules
 from experiments.workspace import Cell
 
 
@@ -45,6 +46,7 @@ def build_agent(
         raise InputError(f"{cell.agent}: reward {reward!r} depends on γ, which all arms share then; set --gamma")
     known = {field.name for field in fields(kind.Config)}
     options = kind.make_config(**{key: value for key, value in shared.items() if key in known} | settings)
+    check_schedules(config, cell.agent, options)
     if issubclass(kind, LoopAgent):
         return kind(student, options, seed=cell.seed)
     return kind(student, options, seed=cell.seed, total_updates=config.updates)

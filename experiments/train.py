@@ -36,6 +36,7 @@ from experiments.labels import Labels
 from experiments.loop import LoopTrainer
 from experiments.replies import records
 from experiments.rules.run import lay_beside
+from experiments.schedules import least_mass
 from experiments.store.source import min_mass_of, tokens_of
 from experiments.walks import Walker
 from experiments.workspace import Cell, Report, Workspace
@@ -145,8 +146,7 @@ class Trainer:
         kind = agent_class(agent_of(cell.agent))
         episodes = space.episodes(cell.seed, cell.top_p) if kind.data != "student" else None
         if episodes is not None and "min_mass" in {field.name for field in fields(kind.Config)}:
-            smallest = min_mass_of(episodes)
-            settings = {"min_mass": min(cell.top_p, smallest), **settings}
+            settings = {"min_mass": least_mass(settings, cell.top_p, min_mass_of(episodes)), **settings}
         agent = build_agent(space.config, cell, self.student, settings)
         assert isinstance(agent, Agent)
         self.agent = agent

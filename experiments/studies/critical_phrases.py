@@ -66,7 +66,7 @@ def study(config: CriticalPhrasesConfig) -> str:
     lines = [["", *COLUMNS]]
     values = {"without rules": np.stack(free), "with rules": np.stack(ruled)}
     values["difference"] = values["with rules"] - values["without rules"]
-    lines += [[name, *_cells(found)] for name, found in values.items()]
+    lines += [[name, *cells_of(found)] for name, found in values.items()]
     note = f"{len(config.students)} students, {config.count} critical messages and as many others"
     speed = f"decoding with rules takes {fmean(ratios):.2f} of the time ({min(ratios):.2f} – {max(ratios):.2f})"
     return f"{aligned(lines, markdown=True)}\n\n{note}; {speed}"
@@ -122,7 +122,7 @@ def _decoded(
     )
 
 
-def _cells(found: NDArray[np.float64]) -> list[str]:
+def cells_of(found: NDArray[np.float64]) -> list[str]:
     """Means with intervals of (students, 5, messages)."""
     cells = []
     for column, values in zip(COLUMNS, found.swapaxes(0, 1), strict=True):
