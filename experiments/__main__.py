@@ -20,6 +20,7 @@ COMMANDS = {
     "reproduce": "repeat a run from its folder, and say whether its figures and weights come out the same",
     "coverage": "look before training: what each top-p and max_candidates would keep, lose and cost",
     "collect": "let the teacher walk once and store its episodes, to learn from without it",
+    "update": "follow a teacher that has changed: compare, draw anew where it differs, go on with the student",
     "evaluate": "measure a student or teacher directory on held-out prompts",
     "expert": "lay an expert of low-frequency words beside a student, for evaluate and generate --expert",
     "generate": "talk to a student side by side with the teacher",
@@ -201,40 +202,47 @@ def _runs(kind_name: str, command: str) -> Callable[[list[str]], None]:
 
         dry = "--dry-run" in words
         settings = _parse(getattr(config, kind_name), command, [word for word in words if word != "--dry-run"])
-        from experiments import compare, jobs, launch, paired, report, statistics, sweep  # seconds, after --help
+        from experiments import sweep  # seconds, after --help
 
         settings = sweep.swept(settings) if command == "compare" else settings
         if dry:
             from experiments.plan import plan
 
             print(plan(settings))
-            return
-        failed = None
-        try:
-            with launch.joined():
-                rows = getattr(compare, command)(settings)
-        except jobs.FailedCells as error:
-            rows, failed = error.rows, error
-        if getattr(settings, "trials", 0) and (rows or not failed):
-            print((settings.out / "shared" / "tuned.md").read_text(encoding="utf-8"))
-        if rows:
-            print(report.tables(rows))
-            reference = getattr(settings, "reference", "") or settings.agents[0] if command == "compare" else ""
-            if differences := paired.table(rows, reference):
-                print(f"\npaired by seed, against {reference}; {paired.LEGEND}\n{differences}")
-            found = report.figures_json(rows)
-            found["figures"] += paired.figures(rows, reference)
-            if statistics.several_seeds(rows) and (over := statistics.summaries(rows, reference)):
-                print(f"\n{statistics.heading(rows)}\n{statistics.table(over, reference)}")
-                found["figures"] += statistics.figures(over, reference)
-            print(f"\n{statistics.selection_rule(getattr(settings, 'trials', 0))}")
-            print(f"means over seeds ± half of a 95 % interval; students, figures and results.csv: {settings.out}")
-            print(compare.tensorboard_line(settings.out))
-            _write_json(settings.json, found)
-        if failed:
-            raise failed
+        else:
+            _run(settings, command)
 
     return run
+
+
+def _run(settings: Any, command: str) -> None:
+    """Train, and say what came of it."""
+    from experiments import compare, jobs, launch, paired, report, statistics
+
+    failed = None
+    try:
+        with launch.joined():
+            rows = getattr(compare, command)(settings)
+    except jobs.FailedCells as error:
+        rows, failed = error.rows, error
+    if getattr(settings, "trials", 0) and (rows or not failed):
+        print((settings.out / "shared" / "tuned.md").read_text(encoding="utf-8"))
+    if rows:
+        print(report.tables(rows))
+        reference = getattr(settings, "reference", "") or settings.agents[0] if command == "compare" else ""
+        if differences := paired.table(rows, reference):
+            print(f"\npaired by seed, against {reference}; {paired.LEGEND}\n{differences}")
+        found = report.figures_json(rows)
+        found["figures"] += paired.figures(rows, reference)
+        if statistics.several_seeds(rows) and (over := statistics.summaries(rows, reference)):
+            print(f"\n{statistics.heading(rows)}\n{statistics.table(over, reference)}")
+            found["figures"] += statistics.figures(over, reference)
+        print(f"\n{statistics.selection_rule(getattr(settings, 'trials', 0))}")
+        print(f"means over seeds ± half of a 95 % interval; students, figures and results.csv: {settings.out}")
+        print(compare.tensorboard_line(settings.out))
+        _write_json(settings.json, found)
+    if failed:
+        raise failed
 
 
 def _reproduce(words: list[str]) -> None:
@@ -285,6 +293,17 @@ def _collect(words: list[str]) -> None:
     figures = draw.draw(settings)
     _print_figures(figures)
     _write_json(settings.json, _named(figures))
+
+
+def _update(words: list[str]) -> None:
+    from experiments.update import command
+
+    settings = _parse(command.UpdateConfig, "update", words)
+    figures = command.renew(settings)
+    _print_figures(figures)
+    _write_json(settings.out / "update.json", _named(figures))
+    print()
+    _run(command.run_of(settings), "distill")
 
 
 def _coverage(words: list[str]) -> None:
@@ -364,6 +383,7 @@ COMMAND_OF: dict[str, Callable[[list[str]], None]] = {
     "reproduce": _reproduce,
     "coverage": _coverage,
     "collect": _collect,
+    "update": _update,
     "evaluate": _evaluate,
     "expert": _expert,
     "generate": _generate,

@@ -31,8 +31,8 @@ def check_schedules(config: RunConfig, arm: str, options: Any) -> None:
         raise InputError(f"{arm}: {what} on the whole set, a schedule narrows it; take reward logprob and no rules")
     if protects(config):
         raise InputError(
-            f"{arm}: a schedule narrows sets to the teacher's most probable tokens, and would drop what is protected; leave "
-            "out the schedule, or --protect, --copy-prompt and --rare-within"
+            f"{arm}: a schedule narrows sets to the teacher's most probable tokens, and would drop what is protected; "
+            "leave out the schedule, or --protect, --copy-prompt and --rare-within"
         )
 
 

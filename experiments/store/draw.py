@@ -28,7 +28,7 @@ from experiments.protect import check_protection, digest_of, fitting_extras, pro
 from experiments.store.columns import Format
 from experiments.store.fingerprint import fingerprint
 from experiments.store.shards import MANIFEST, TOKENIZER, Manifest, arrow, check_teacher, damage_of, write_shard
-from experiments.store.source import PROTECTED
+from experiments.store.source import PROTECTED, UPDATED
 
 if TYPE_CHECKING:
     from envs.served_teacher import ServedTeacher
@@ -258,7 +258,7 @@ def _manifest(out: Path, settings: dict[str, Any], found: dict[str, Any]) -> Man
     """The one that is there, if it is of this very collection; or a new one, written."""
     if (out / MANIFEST).is_file():
         manifest = Manifest.read(out)
-        usual = {field.name: field.default for field in fields(CollectConfig)} | {PROTECTED: ""}
+        usual = {field.name: field.default for field in fields(CollectConfig)} | {PROTECTED: "", UPDATED: ""}
         for name, ours in settings.items():
             if (theirs := manifest.settings.get(name, usual.get(name))) != ours:
                 raise InputError(
@@ -281,7 +281,7 @@ def _settings(config: CollectConfig, teacher: Teacher, prompts: list[Prompt], pr
     if config.teacher.startswith(SERVED):
         own |= {"teacher": teacher.name, "logprobs": config.served.logprobs}
     texts = prompt_hash("\n".join(prompt.text for prompt in prompts))
-    return own | {"temperature": 1.0, "prompts": texts, PROTECTED: protected}
+    return own | {"temperature": 1.0, "prompts": texts, PROTECTED: protected, UPDATED: ""}
 
 
 def _prompts(config: CollectConfig) -> list[Prompt]:

@@ -1,0 +1,137 @@
+"""How far a teacher has moved on the states of stored episodes, and which of the others it may have moved on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from agents.episodes import PAD_LOGP, Episodes
+from envs.candidates import top_p
+from envs.rewards import LogProb
+from envs.teachers import Teacher
+
+REST = 1e-4  # mass outside a set that is not told from less: stored log-probabilities are rounded
+FEATURES = 1024  # an episode's tokens, hashed
+RIDGE = 1.0
+LOGITS_AT_ONCE = 2**24  # texts × positions × V
+
+
+def coarse_kl(logp: Tensor, ids: Tensor, old: Tensor, mask: Tensor) -> Tensor:
+    """A lower bound of KL(new ‖ old) that a candidate set of the old teacher is enough for.
+
+        Σ_{a ∈ A} π'(a) log π'(a)/π(a) + r' log r'/r,   r = 1 − Σ_{a ∈ A} π(a),   r' alike
+
+    All tokens outside the set count as one, and merging outcomes never raises a divergence. Masses r below `REST`
+    count as `REST`.
+
+    Source: the log-sum inequality (Cover and Thomas, Elements of Information Theory, theorem 2.7.1).
+    Args:
+        logp: (S, V) nats, log π' of the new teacher.
+        ids, old, mask: (S, K) the old teacher's candidates, their log π, and which of them there are.
+    Returns: (S,) nats.
+    """
+    new = logp.gather(1, ids).masked_fill(~mask, PAD_LOGP).clamp(min=PAD_LOGP).double()
+    before = old.masked_fill(~mask, PAD_LOGP).double()
+    inside = torch.where(mask, new.exp() * (new - before), 0.0).sum(1)
+    rest, rest_before = (1 - values.exp().sum(1) for values in (new, before))
+    rest, rest_before = rest.clamp(min=REST), rest_before.clamp(min=REST)
+    return (inside + rest * (rest / rest_before).log()).float()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a teacher says along texts that another has walked."""
+
+    drift: npt.NDArray[np.float64]  # (B,) mean `coarse_kl` of an episode's states, nats
+    episodes: Episodes  # the same texts, with this teacher's sets, log-probabilities and rewards
+
+
+def read(episodes: Episodes, teacher: Teacher, mass: float, max_candidates: int, reward: str) -> Reading:
+    """One pass over whole texts: how far the teacher has moved, and what it would have said.
+
+    The walks stay those of the old teacher, and `behaviour_logp` is taken to be the new one's: what is used of them has
+    drifted little.
+
+    Args:
+        mass, max_candidates: of the sets, equation (1).
+        reward: logprob or topp_logprob, which follow from the log-probabilities.
+    """
+    length = int((episodes.prompt_length + episodes.length).max())
+    rows = max(1, LOGITS_AT_ONCE // (length * teacher.vocab_size))
+    parts = [
+        _read(episodes.select(part.tolist()), teacher, mass, max_candidates, reward)
+        for part in torch.arange(len(episodes)).split(rows)
+    ]
+    return Reading(
+        np.concatenate([part.drift for part in parts]), Episodes.concatenate([part.episodes for part in parts])
+    )
+
+
+def _read(episodes: Episodes, teacher: Teacher, mass: float, max_candidates: int, reward: str) -> Reading:
+    ends = (episodes.prompt_length + episodes.length).tolist()
+    scores = teacher.score([row[:end].tolist() for row, end in zip(episodes.tokens, ends, strict=True)])  # (B, L, V)
+    where = episodes.states.nonzero(as_tuple=True)
+    logp = scores[where[0], episodes.prompt_length[where[0]] + where[1] - 1].float().cpu()  # (S, V)
+    moved = coarse_kl(logp, episodes.ids[where], episodes.logp[where], episodes.mask[where]).double()
+    drift = torch.zeros(len(episodes), dtype=torch.float64).index_add(0, where[0], moved) / episodes.states.sum(1)
+    found = top_p(logp, mass, max_candidates)
+    width = int(found.sizes.max())
+    shape = (*episodes.states.shape, width)
+    ids = torch.zeros(shape, dtype=torch.int64).index_put(where, found.ids[:, :width])
+    there = torch.zeros(shape, dtype=torch.bool).index_put(where, found.mask[:, :width])
+    own = torch.full(shape, PAD_LOGP).index_put(where, found.logp[:, :width])
+    same = (ids[:, :-1] == episodes.taken[..., None]) & there[:, :-1] & episodes.steps[..., None]
+    slots = torch.where(same.any(-1), same.int().argmax(-1), -1)
+    taken = torch.zeros(episodes.states.shape).index_put(where, logp.gather(1, _next(episodes)[where][:, None])[:, 0])
+    paid = torch.where(episodes.steps, taken[:, :-1].clamp(PAD_LOGP, 0.0), 0.0)
+    label = replace(episodes, ids=ids, logp=own, mask=there, slots=slots, in_set=slots >= 0)
+    rewards = paid if reward == LogProb.name else torch.where(episodes.steps, paid - label.log_mass[:, :-1], 0.0)
+    return Reading(drift.numpy(), replace(label, rewards=rewards, behaviour_logp=paid, teacher_logp_taken=paid.clone()))
+
+
+def _next(episodes: Episodes) -> Tensor:
+    """The token taken in each state; 0 where none is.  # (B, T+1)"""
+    return torch.nn.functional.pad(episodes.taken, (0, 1))
+
+
+def features(episodes: Episodes) -> npt.NDArray[np.bool_]:
+    """Which tokens a prompt has, and which its reply, hashed to half of the columns each.  # (B, FEATURES)"""
+    place, half = torch.arange(episodes.tokens.shape[1]), FEATURES // 2
+    found = torch.zeros(len(episodes), FEATURES, dtype=torch.bool)
+    ends = episodes.prompt_length + episodes.length
+    spans = ((place < episodes.prompt_length[:, None]), (place >= episodes.prompt_length[:, None]))
+    for part, span in enumerate(spans):
+        row, column = (span & (place < ends[:, None])).nonzero(as_tuple=True)
+        found[row, part * half + episodes.tokens[row, column] % half] = True
+    return found.numpy()
+
+
+class Suspicion:
+    """Ridge regression of an episode's drift on the tokens it has: where to look next, and nothing else.
+
+        w = (XᵀX + λI)⁻¹ Xᵀ(y − ȳ)
+
+    A wrong guess costs questions, not correctness: what is used of the store has been read, or a sample of it has.
+    """
+
+    def __init__(self) -> None:
+        self.products, self.sums = np.zeros((FEATURES, FEATURES)), np.zeros(FEATURES)
+        self.drifts, self.columns = list[float](), np.zeros(FEATURES)
+
+    def learn(self, known: npt.NDArray[np.bool_], drift: npt.NDArray[np.float64]) -> None:
+        """Episodes whose drift is known.  # (B, FEATURES), (B,)"""
+        rows = known.astype(np.float64)
+        self.products += rows.T @ rows
+        self.sums += rows.T @ drift
+        self.columns += rows.sum(0)
+        self.drifts += drift.tolist()
+
+    def order(self, unknown: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        """Rows of these features, the most suspected first.  # (B, FEATURES) -> (B,)"""
+        ridge, mean = self.products + RIDGE * np.eye(FEATURES), np.mean(self.drifts)
+        weights = np.linalg.solve(ridge, self.sums - mean * self.columns).astype(np.float32)
+        return np.argsort(-(unknown @ weights), kind="stable")
