@@ -66,5 +66,7 @@ def check_tokenizers(teacher: Any, student: Any) -> None:
         if ours.get(number) != theirs.get(number):
             raise InputError(
                 f"teacher and student have different tokenizers: token {number} is {ours.get(number)!r} to the teacher "
-                f"and {theirs.get(number)!r} to the student; take a student of the teacher's family or a size name"
+                f"and {theirs.get(number)!r} to the student; take a student of the teacher's family or a size name, "
+                "or draw a store in the student's tokens (`tdistill collect --student-tokenizer DIR`) and learn from "
+                "it, with --store and --teacher none"
             )

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.errors import InputError
+from envs.token_bytes import rule_of
 
 Mask = NDArray[np.bool_]
 WORD = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789_")
@@ -24,8 +25,7 @@ def pieces_of(tokenizer: Any) -> list[bytes]:
     """
     size, special = len(tokenizer), set(tokenizer.all_special_ids)
     tokens = ["" if token is None else str(token) for token in tokenizer.convert_ids_to_tokens(list(range(size)))]
-    decoder = str(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", ""))
-    write = _of_bytes if "ByteLevel" in decoder else _of_sentence_piece if "▁" in decoder else _of_words
+    write = rule_of(tokenizer) or _of_words
     found = [b"" if number in special else write(token) for number, token in enumerate(tokens)]
     probe = tokenizer("Order 482 is ready, thank you.", add_special_tokens=False)["input_ids"]
     spelled = b"".join(found[number] for number in probe)
@@ -35,30 +35,6 @@ def pieces_of(tokenizer: Any) -> list[bytes]:
             "BPE, SentencePiece and whole words are known"
         )
     return found
-
-
-def _of_bytes(token: str) -> bytes:
-    codes = _byte_of_character()
-    if all(character in codes for character in token):
-        return bytes(codes[character] for character in token)
-    return token.encode()  # added to the vocabulary as a text
-
-
-@cache
-def _byte_of_character() -> dict[str, int]:
-    """The alphabet of byte-level BPE: printable bytes stand for themselves, the others for characters from 256 on.
-
-    Source: Radford et al. (2019), GPT-2, `bytes_to_unicode`.
-    """
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [value for value in range(256) if value not in printable]
-    return {chr(value): value for value in printable} | {chr(256 + place): value for place, value in enumerate(others)}
-
-
-def _of_sentence_piece(token: str) -> bytes:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes([int(token[3:5], 16)])
-    return token.replace("▁", " ").encode()
 
 
 def _of_words(token: str) -> bytes:

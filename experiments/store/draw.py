@@ -13,7 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 from agents.episodes import Episodes
+from agents.loading import load_tokenizer as load_student_tokenizer
 from envs.candidates import check_top_p
+from envs.carried_teacher import CarriedTeacher, in_tokens_of
+from envs.carry import Bounds
 from envs.errors import InputError
 from envs.extras import Extras
 from envs.prompts import Prompt, embedded_prompts, load_prompts, prompt_hash, split_prompts
@@ -25,6 +28,7 @@ from experiments.collect import TEACHER_WALKS, collect, numbers_of
 from experiments.config import SetConfig
 from experiments.folder import full_disk_is_said
 from experiments.protect import check_protection, digest_of, fitting_extras, protects
+from experiments.store import carried
 from experiments.store.columns import Format
 from experiments.store.fingerprint import fingerprint
 from experiments.store.shards import MANIFEST, TOKENIZER, Manifest, arrow, check_teacher, damage_of, write_shard
@@ -44,6 +48,8 @@ FREE = {
     "trust_remote_code",
     "served",
     "teacher_tokenizer",
+    "student_tokenizer",
+    "carry",
 }  # what the episodes do not depend on
 
 
@@ -59,6 +65,10 @@ class CollectConfig(SetConfig):
     """Of a served teacher: a directory or hub id of its model's tokenizer."""
     served: Serving = field(default_factory=Serving)
     """Of a served teacher: how it is asked."""
+    student_tokenizer: str | None = None
+    """A directory or hub id of a student's tokenizer, if it is not the teacher's: the store is in its tokens then."""
+    carry: Bounds = field(default_factory=Bounds)
+    """With a student's tokenizer: how far the teacher is followed."""
     prompts: Path | None = None
     """A .jsonl or text file, or a data set; none: the embedded corpus."""
     prompt_format: str = "prompt"
@@ -120,7 +130,8 @@ def draw(config: CollectConfig) -> dict[str, float]:
             else:
                 _asked(config, number).unlink(missing_ok=True)  # stopped after the line, before this
             bar.update(len(part))
-    return figures(manifest, len(prompts)) | _served_figures(config, teacher, manifest)
+    found = figures(manifest, len(prompts)) | _served_figures(config, teacher, manifest)
+    return found | carried.figures(manifest.shards.values())
 
 
 def _draw_shard(
@@ -134,7 +145,10 @@ def _draw_shard(
     """Draw a shard, write it, and then its line; of a served teacher what was paid for a damaged one stays counted."""
     name = f"shard-{number:05d}.arrow"
     if not config.teacher.startswith(SERVED):
-        line = write_shard(config.out / name, _shard(config, teacher, prompts, number, extras=extras), manifest.form)
+        with carried.counting(teacher) as lost:
+            episodes = _shard(config, teacher, prompts, number, extras=extras)
+            line = write_shard(config.out / name, episodes, manifest.form)
+        line |= lost
     else:
         from envs.served_teacher import ServedTeacher
         from experiments.store import served
@@ -162,7 +176,20 @@ def _teacher(config: CollectConfig) -> Teacher:
     if not config.teacher.startswith(SERVED):
         if config.teacher_tokenizer is not None:
             raise InputError(f"--teacher-tokenizer is for served:URL, teacher {config.teacher!r} has its own")
-        return load_teacher(config.teacher, config.loading)
+        teacher = load_teacher(config.teacher, config.loading)
+        if config.student_tokenizer is None:
+            return teacher
+        if protects(config):
+            raise InputError(
+                "protected words are the teacher's tokens, and --student-tokenizer draws another's; leave out one of them"
+            )
+        tokenizer = load_student_tokenizer(config.student_tokenizer, config.trust_remote_code)
+        return in_tokens_of(teacher, tokenizer, config.carry)
+    if config.student_tokenizer is not None:
+        raise InputError(
+            "--student-tokenizer wants whole distributions, a server returns its most probable tokens; take a teacher "
+            "that is here, or leave it out"
+        )
     if config.teacher_tokenizer is None:
         raise InputError(f"teacher {config.teacher!r} is only served; give its tokenizer with --teacher-tokenizer DIR")
     if config.top_p == 1.0:
@@ -280,6 +307,8 @@ def _settings(config: CollectConfig, teacher: Teacher, prompts: list[Prompt], pr
     }
     if config.teacher.startswith(SERVED):
         own |= {"teacher": teacher.name, "logprobs": config.served.logprobs}
+    if isinstance(teacher, CarriedTeacher):
+        own["carry"] = asdict(config.carry)
     texts = prompt_hash("\n".join(prompt.text for prompt in prompts))
     return own | {"temperature": 1.0, "prompts": texts, PROTECTED: protected, UPDATED: ""}
 

@@ -212,6 +212,11 @@ def check_teacher(manifest: Manifest, found: Mapping[str, Any], folder: Path) ->
     """Raises: InputError: another teacher's store, saying in what they differ."""
     for name, theirs in manifest.teacher.items():
         if found[name] != theirs:
+            if name == "tokenizer" and "carry" in manifest.settings:
+                raise InputError(
+                    f"the store {folder} is in the tokens of a student (--student-tokenizer), the teacher given has "
+                    "others; learn from it with --teacher none, or go on drawing it with that --student-tokenizer"
+                )
             raise InputError(
                 f"the store {folder} was drawn from another teacher: its {name} is {theirs}, this one's {found[name]}; "
                 "give that teacher, or draw a store of this one into another folder"
