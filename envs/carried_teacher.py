@@ -13,7 +13,7 @@ from torch import Tensor
 from envs import carry
 from envs.carry import Bounds, Mass, State
 from envs.errors import InputError
-from envs.hf_teacher import encoded
+from envs.hf_teacher import Worded
 from envs.teachers import Teacher
 from envs.token_bytes import Pieces, Tokens, tokens_of
 from envs.vocab_map import VocabularyMap, vocabulary_map
@@ -37,7 +37,7 @@ def in_tokens_of(teacher: Teacher, tokenizer: Any, bounds: Bounds | None = None)
     return CarriedTeacher(teacher, tokenizer, bounds)
 
 
-class CarriedTeacher:
+class CarriedTeacher(Worded):
     """A teacher in a student's tokens, as `envs.teachers.Teacher` asks; `envs.carry` says which law that is.
 
     A prompt is read by each side in its own tokens; replies begin on a boundary of both. It answers about prompts that
@@ -59,15 +59,13 @@ class CarriedTeacher:
         *,
         tokens: tuple[Tokens, Tokens] | None = None,
     ) -> None:
-        self.teacher, self.tokenizer, self.bounds = teacher, tokenizer, bounds or Bounds()
+        super().__init__(tokenizer, "the student", bool(getattr(teacher, "chat_template", False)))
+        self.teacher, self.bounds = teacher, bounds or Bounds()
         for name in ("look", "prune"):
             if not 0.0 <= (value := getattr(self.bounds, name)) < 1.0:
                 raise InputError(f"{name} = {value} must lie in [0, 1)")
         if tokenizer.eos_token_id is None:
             raise InputError("the student's tokenizer names no EOS token, so that no text would end; set its eos_token")
-        self.chat_template = bool(getattr(teacher, "chat_template", False))
-        if self.chat_template and not getattr(tokenizer, "chat_template", None):
-            raise InputError("the student's tokenizer has no chat template; leave chat_template off")
         own, self.tokens = tokens or (tokens_of(getattr(teacher, "tokenizer", None)), tokens_of(tokenizer))
         eos = int(tokenizer.eos_token_id)
         self.map: VocabularyMap = vocabulary_map(
@@ -81,15 +79,12 @@ class CarriedTeacher:
         self.lost = Lost()
         self._prompts: dict[Pieces, Pieces] = {}
 
-    def __deepcopy__(self, memo: object) -> CarriedTeacher:
-        return self
-
     def encode(self, text: str) -> list[int]:
         """The student's tokens of a prompt; the teacher's are remembered beside them.
 
         Raises: InputError: a text that has no token, or two texts that the student's tokenizer does not tell apart.
         """
-        return self.remember(encoded(self.tokenizer, text, self.chat_template), self.teacher.encode(text))
+        return self.remember(super().encode(text), self.teacher.encode(text))
 
     def remember(self, prompt: Sequence[int], theirs: Sequence[int]) -> list[int]:
         """Say what a prompt in the student's tokens is in the teacher's.

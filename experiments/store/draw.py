@@ -181,7 +181,7 @@ def _teacher(config: CollectConfig) -> Teacher:
             return teacher
         if protects(config):
             raise InputError(
-                "protected words are the teacher's tokens, and --student-tokenizer draws another's; leave out one of them"
+                "protected words are the teacher's tokens, --student-tokenizer draws another's; leave out one of them"
             )
         tokenizer = load_student_tokenizer(config.student_tokenizer, config.trust_remote_code)
         return in_tokens_of(teacher, tokenizer, config.carry)

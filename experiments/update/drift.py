@@ -63,8 +63,8 @@ def read(episodes: Episodes, teacher: Teacher, mass: float, max_candidates: int,
     length = int((episodes.prompt_length + episodes.length).max())
     rows = max(1, LOGITS_AT_ONCE // (length * teacher.vocab_size))
     parts = [
-        _read(episodes.select(part.tolist()), teacher, mass, max_candidates, reward)
-        for part in torch.arange(len(episodes)).split(rows)
+        _read(episodes.select(range(start, min(start + rows, len(episodes)))), teacher, mass, max_candidates, reward)
+        for start in range(0, len(episodes), rows)
     ]
     return Reading(
         np.concatenate([part.drift for part in parts]), Episodes.concatenate([part.episodes for part in parts])
