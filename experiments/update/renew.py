@@ -128,8 +128,9 @@ class Renewal:
         """What the teacher was asked, and what a new store would have asked it.
 
         `read` counts tokens that went through the teacher in whole texts, prompts included, and `walked` those it gave
-        one after another; the latter take most of the time. `drift_left` is the mean of the last round of any episodes:
-        of the kept ones an estimate without bias, ± half of a 95 % interval (normal approximation).
+        one after another, which take most of the time; `read_again` are the prompts that a whole new store would have
+        read. `drift_left` is the mean of the last round of any episodes: of the kept ones an estimate without bias, ±
+        half of a 95 % interval (normal approximation).
         """
         prompts, replies = self._texts[1]
         lines = [line for name, line in self.manifest.shards.items() if name.startswith("redrawn")]
@@ -147,6 +148,7 @@ class Renewal:
             "drift_compared": float(np.mean([drift for one in self.rounds for drift in one.drift])),
             **({"drift_left": float(last.mean()), "drift_left_half_width": half} if self.kept else {}),
             "read": float(reading),
+            "read_again": float(prompts.sum()),
             "walked": float(walked),
             "saved": 1 - float(reading + walked) / float(prompts.sum() + replies.sum()),
             "saved_walked": 1 - float(walked) / float(replies.sum()),
