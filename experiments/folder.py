@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -45,6 +46,20 @@ def full_disk_is_said(out: Path) -> Iterator[None]:
                 "command again: finished cells and checkpoints are kept"
             ) from error
         raise
+
+
+@contextmanager
+def alone(out: Path, doing: str) -> Iterator[None]:
+    """Within, a folder is this command's; another that asks for it is told that this one is `doing` something there.
+
+    Raises: InputError: another command has it.
+    """
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another command is {doing} {out}; wait for it, or give another --out") from None
+        yield
 
 
 def write(path: Path, text: str) -> None:

@@ -41,7 +41,7 @@ from experiments.arms import agent_settings
 from experiments.collect import collect
 from experiments.config import ABSENT, WARM_START_NAME, RunConfig, dump
 from experiments.evaluate import Exam, Rule, check_context, set_exam
-from experiments.folder import CONFIG, INPUTS, check_folder, digest, write
+from experiments.folder import CONFIG, INPUTS, alone, check_folder, digest, write
 from experiments.launch import spread_teacher
 from experiments.limits import check_limits
 from experiments.protect import digest_of, fitting_extras
@@ -105,13 +105,9 @@ class Workspace:
         inputs = self.inputs()  # what is wrong with these is said before anything is begun
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            lock = held.enter_context((self.out / ".lock").open("w"))
+            held.enter_context(alone(self.out, "running in"))
         except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
             raise InputError(f"--out {self.out} cannot be written: {error.strerror}; give another folder") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another command is running in {self.out}; wait for it, or give another --out") from None
         self._check_inputs(inputs)
         write(self.out / CONFIG, dump(self.config))
         provenance.remember(self.out, self.config, inputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -26,7 +25,7 @@ from envs.teachers import SERVED, Teacher, load_teacher
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.collect import TEACHER_WALKS, collect, numbers_of
 from experiments.config import SetConfig
-from experiments.folder import full_disk_is_said
+from experiments.folder import alone, full_disk_is_said
 from experiments.protect import check_protection, digest_of, fitting_extras, protects
 from experiments.store import carried
 from experiments.store.columns import Format
@@ -270,11 +269,7 @@ def _opened(config: CollectConfig, teacher: Teacher, prompts: list[Prompt], prot
     if out.exists() and {path.name for path in out.iterdir()} - {".lock"} and not (out / MANIFEST).is_file():
         raise InputError(f"{out} is not empty and holds no {MANIFEST}, so it is no store; give another --out")
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another command is writing to {out}; wait for it, or give another --out") from None
+    with alone(out, "writing to"):
         manifest = _manifest(out, _settings(config, teacher, prompts, protected), fingerprint(teacher))
         if (tokenizer := getattr(teacher, "tokenizer", None)) is not None and not (out / TOKENIZER).is_dir():
             tokenizer.save_pretrained(out / TOKENIZER)

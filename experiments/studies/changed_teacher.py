@@ -160,6 +160,12 @@ def said(config: ChangedTeacherConfig, found: Sequence[dict[str, Figures]]) -> s
     )
 
 
+def saved(own: dict[str, Figures], names: Sequence[str]) -> float:
+    """Share of these questions that the update has not asked."""
+    asked, again = (sum(own[arm][name] for name in names) for arm in ("update", "again"))
+    return 1 - asked / again
+
+
 def _cell(values: Sequence[float], sign: str = "") -> str:
     mean, half = mean_and_interval(values)
     return f"{mean:{sign}.3f}±{half:.3f}"

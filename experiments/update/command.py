@@ -9,7 +9,7 @@ from typing import Any
 from envs.errors import InputError
 from envs.teachers import load_teacher
 from experiments.config import ABSENT, WARM_START_NAME, DistillConfig
-from experiments.folder import full_disk_is_said
+from experiments.folder import alone, full_disk_is_said
 from experiments.store.shards import Store
 from experiments.store.source import SHARED
 from experiments.update.renew import Renewal, Search, begin
@@ -35,7 +35,7 @@ def renew(config: UpdateConfig) -> dict[str, float]:
     """Make the new store.
 
     Returns: its figures; see `Renewal.figures`.
-    Raises: InputError: bad settings, or as `begin`.
+    Raises: InputError: bad settings, as `begin`, or another command that updates there.
     """
     if config.store is None:
         raise InputError("an update begins with the old teacher's store; give it with --store")
@@ -50,7 +50,7 @@ def renew(config: UpdateConfig) -> dict[str, float]:
     old, teacher = Store(config.store), load_teacher(config.teacher, config.loading)
     out, search = config.out / "store", Search(config.drift, config.round_size, config.seed)
     manifest = begin(old, teacher, out, search)
-    with full_disk_is_said(out):
+    with full_disk_is_said(out), alone(config.out, "updating"):
         return Renewal(old, teacher, out, manifest, search).run()
 
 

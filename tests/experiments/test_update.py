@@ -18,10 +18,12 @@ from envs.table_teacher import TableTeacher
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.__main__ import main
 from experiments.collect import collect
+from experiments.folder import alone
 from experiments.store import draw as drawing
 from experiments.store.draw import CollectConfig, draw
 from experiments.store.shards import Store
-from experiments.update import renew
+from experiments.studies.changed_teacher import ChangedTeacherConfig, said, saved, study
+from experiments.update import command, renew
 from experiments.update.command import UpdateConfig, run_of
 from experiments.update.drift import FEATURES, Suspicion, coarse_kl, read
 from experiments.update.renew import ANY, SUSPECTED, Renewal, Round, Search, begin, next_kind
@@ -256,11 +258,42 @@ def test_the_student_goes_on_from_the_new_store(tmp_path: Path, monkeypatch: pyt
     for place in ("experiments.update.command", "experiments.workspace"):
         monkeypatch.setattr(f"{place}.load_teacher", lambda name, loading: changed(topics()))
     out = tmp_path / "own"
-    run = run_of(UpdateConfig(store=old.folder, student="tiny", teacher="changed", out=out))
+    own = UpdateConfig(store=old.folder, student="tiny", teacher="changed", out=out)
+    run = run_of(own)
     assert (run.top_p, run.max_new_tokens, run.store, run.out) == (0.8, 6, out / "store", out / "run")
     words = f"--store {old.folder} --student tiny --teacher changed --prompts {tmp_path / 'prompts.txt'} --out {out}"
+    (tmp_path / "busy").mkdir()
+    with alone(tmp_path / "busy", "testing"), pytest.raises(InputError, match="another command is updating"):
+        command.renew(replace(own, out=tmp_path / "busy"))
     words += " --round-size 4 --updates 2 --batch-size 4 --eval-prompts 2 --agent bc"
     assert main(["update", *words.split()]) == 0
     figures = json.loads((out / "update.json").read_text(encoding="utf-8"))["figures"]
     assert {"saved", "saved_walked"} <= {one["name"] for one in figures}
     assert (out / "run" / "students" / "bc-seed0" / "config.json").is_file()
+
+
+def test_the_study_says_by_hand_what_was_saved() -> None:
+    """Two seeds: differences .01 and .03, mean .02 ± 12.706 · .01414/√2 = .127; 300 of 400 and 500 of 600 tokens."""
+    common = {"forward_kl appointment": 0.5, "task_score": 0.4}
+    found = [
+        {
+            "before": {"forward_kl": 0.9, **common},
+            "update": {"forward_kl": 0.21, "read": 200.0, "walked": 100.0, **common},
+            "again": {"forward_kl": 0.2, "read": 200.0, "walked": 200.0, **common},
+        },
+        {
+            "before": {"forward_kl": 0.7, **common},
+            "update": {"forward_kl": 0.23, "read": 400.0, "walked": 100.0, **common},
+            "again": {"forward_kl": 0.2, "read": 200.0, "walked": 400.0, **common},
+        },
+    ]
+    config = ChangedTeacherConfig(Path("unused"))
+    text = said(config, found)
+    assert "| update − again, paired     | +0.020±0.127 | +0.000±0.000 | +0.000±0.000 |" in text
+    assert "not shown to be as good" in text and "margin 0.02 nats" in text
+    assert saved(found[0], ("read", "walked")) == 0.25 and saved(found[1], ("walked",)) == 0.75
+    found[1]["update"]["forward_kl"] = 0.21
+    assert "the update is as good" in said(replace(config, margin=0.011), found)
+    assert "not shown" in said(replace(config, margin=0.009), found)
+    with pytest.raises(InputError, match="seeds = 1 gives no interval"):
+        study(replace(config, seeds=1))
