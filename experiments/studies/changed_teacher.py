@@ -87,6 +87,7 @@ def changed_teacher(config: ChangedTeacherConfig) -> Path:
         eval_every=config.tuning,
         episodes=2048,
         eval_prompts=16,
+        threads=1,
         out=config.out / "teacher",
     )
     distill(tuned)
@@ -104,6 +105,7 @@ def one_seed(config: ChangedTeacherConfig, teacher: Path, seed: int) -> dict[str
         updates=config.updates,
         eval_every=config.updates,
         eval_prompts=config.eval_prompts,
+        threads=1,
     )
     draw(old)
     distill(replace(common, store=old.out, out=out / "first"))
