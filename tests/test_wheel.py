@@ -16,7 +16,7 @@ from tests.experiments.runs import PROMPTS
 from tests.test_readme import files
 
 ROOT = Path(__file__).parents[1]
-
+PAGE = ROOT / "experiments/docs/pages/own_agent.md"
 
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 PROJECT = """
@@ -88,7 +88,7 @@ def test_the_installed_wheel_runs_a_tiny_compare(installed: Installed) -> None:
 def test_an_agent_of_another_package_plugs_in(installed: Installed, tmp_path: Path) -> None:
     """By the name of its entry point and by module:Class, in a comparison and in the contract's tests."""
     (tmp_path / "pyproject.toml").write_text(PROJECT)
-    (tmp_path / "munchausen.py").write_text(files()["munchausen.py"])
+    (tmp_path / "munchausen.py").write_text(files(PAGE)["munchausen.py"])
     subprocess.run([*PIP, "install", "--no-deps", "--target", str(installed.site), str(tmp_path)], check=True)
     (installed.folder / "prompts.txt").write_text("\n".join(PROMPTS))
     command = ["-m", "experiments", "compare", "--teacher", "table:toy", "--student", "tiny", "--seeds", "1"]
@@ -97,6 +97,6 @@ def test_an_agent_of_another_package_plugs_in(installed: Installed, tmp_path: Pa
     installed.run(*command)
     with (installed.folder / "theirs" / "results.csv").open() as file:
         assert {"theirs", "munchausen:Munchausen"} <= {row["agent"] for row in csv.DictReader(file)}
-    mine = files()["test_munchausen.py"].replace("munchausen:Munchausen", "theirs")
+    mine = files(PAGE)["test_munchausen.py"].replace("munchausen:Munchausen", "theirs")
     (installed.folder / "test_theirs.py").write_text(mine)
     assert "passed" in installed.run("-m", "pytest", "-q", "test_theirs.py")
