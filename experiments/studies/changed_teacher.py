@@ -3,9 +3,10 @@
     python -m experiments.studies.changed_teacher --out runs/changed
 
 The embedded teacher is fine-tuned on its own corpus, where replies to one kind of message now end with another
-sentence. Its old store and its old student are then brought up to date, or everything is drawn again for the same
-student and the same number of updates. An update is as good if the whole 95 % interval of its difference in KL(T‖S) to
-the new teacher lies within the margin, which is fixed beforehand (two one-sided tests at 2.5 %: Schuirmann 1987).
+sentence. Its old store and its old student are then brought up to date; or everything is drawn anew, for the same
+student or for one that begins where the old one began; each with the same number of updates. An update is as good if
+the whole 95 % interval of its difference in KL(T‖S) to the new teacher lies within the margin, which is fixed
+beforehand (two one-sided tests at 2.5 %: Schuirmann 1987), and better if it lies below 0.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from envs.errors import InputError
 from envs.prompts import embedded_prompts
-from envs.teachers import EMBEDDED
+from envs.teachers import EMBEDDED, WARM_START
 from experiments.compare import distill
 from experiments.config import DistillConfig
 from experiments.folder import write
@@ -30,7 +31,12 @@ from experiments.update.command import UpdateConfig, renew, run_of
 
 KIND = "appointment"
 ADDED = " Please bring your customer card."
-ARMS = {"before": "old student, nothing learnt", "update": "update", "again": "everything drawn again"}
+ARMS = {
+    "before": "old student, nothing learnt",
+    "update": "update",
+    "again": "old student, all drawn anew",
+    "anew": "all begun anew",
+}
 COLUMNS = {"forward_kl": "KL(T‖S)", f"forward_kl {KIND}": f"KL, {KIND}", "task_score": "task"}
 ASKED = {"read": "tokens read", "walked": "tokens walked"}
 Figures = dict[str, float]
@@ -117,11 +123,14 @@ def one_seed(config: ChangedTeacherConfig, teacher: Path, seed: int) -> dict[str
     }
     update = UpdateConfig(**own, drift=config.drift, round_size=config.round_size)
     asked, drawn = renew(update), draw(new)
-    rows = {"update": distill(run_of(update)), "again": distill(replace(after, store=new.out, out=out / "again"))}
+    rows = {"update": distill(run_of(update))}
+    for arm, place in (("again", str(student)), ("anew", str(WARM_START))):
+        rows[arm] = distill(replace(after, student=place, store=new.out, out=out / arm))
     found = {arm: figures_of(of_arm, config.agent) for arm, of_arm in rows.items()}
     found["before"] = figures_of(rows["again"], START)
     found["update"] |= {name: value for name, value in asked.items() if name not in ("saved", "saved_walked")}
-    found["again"] |= {"read": asked["read_again"], "walked": drawn["tokens"]}
+    for arm in ("again", "anew"):
+        found[arm] |= {"read": asked["read_again"], "walked": drawn["tokens"]}
     write(out / "figures.json", json.dumps(found, indent=1))
     return found
 
@@ -140,23 +149,19 @@ def said(config: ChangedTeacherConfig, found: Sequence[dict[str, Figures]]) -> s
         cells = [_cell([own[arm][column] for own in found]) for column in COLUMNS]
         asked = [sum(own[arm].get(column, 0.0) for own in found) / len(found) for column in ASKED]
         lines.append([name, *cells, *(f"{value:,.0f}" for value in asked)])
-    gaps = {name: [own["update"][name] - own["again"][name] for own in found] for name in COLUMNS}
-    lines.append(["update − again, paired", *(_cell(gaps[name], "+") for name in COLUMNS), "", ""])
-    mean, half = mean_and_interval(gaps["forward_kl"])
-    verdict = "as good" if abs(mean) + half <= config.margin else "not shown to be as good"
-    whole, walked = (
-        _cell(
-            [
-                1 - sum(own["update"][name] for name in names) / sum(own["again"][name] for name in names)
-                for own in found
-            ]
-        )
-        for names in (("read", "walked"), ("walked",))
-    )
+    verdicts = []
+    for arm in ("again", "anew"):
+        gaps = {name: [own["update"][name] - own[arm][name] for own in found] for name in COLUMNS}
+        lines.append([f"update − {ARMS[arm]}", *(_cell(gaps[name], "+") for name in COLUMNS), "", ""])
+        mean, half = mean_and_interval(gaps["forward_kl"])
+        better, good = mean + half < 0, abs(mean) + half <= config.margin
+        verdict = "better" if better else "as good" if good else "not shown to be as good"
+        verdicts.append(f"beside {ARMS[arm]} the update is {verdict}")
+    whole, walked = (_cell([saved(own, names) for own in found]) for names in (tuple(ASKED), ("walked",)))
     return "\n\n".join(
         [
             aligned(lines, markdown=True),
-            f"{len(found)} seeds, ± half of a 95 % interval; margin {config.margin:g} nats: the update is {verdict}",
+            f"{len(found)} seeds, ± half of a 95 % interval; margin {config.margin:g} nats: {'; '.join(verdicts)}",
             f"share of the teacher's tokens saved: {whole}; of those it walks one after another: {walked}",
         ]
     )

@@ -287,14 +287,17 @@ def test_the_study_says_by_hand_what_was_saved() -> None:
             "again": {"forward_kl": 0.2, "read": 200.0, "walked": 400.0, **common},
         },
     ]
+    for own in found:
+        own["anew"] = own["again"] | {"forward_kl": 0.5}
     config = ChangedTeacherConfig(Path("unused"))
     text = said(config, found)
-    paired = next(line for line in text.splitlines() if "paired" in line)
+    paired = next(line for line in text.splitlines() if "− old student" in line)
     assert paired.replace(" ", "").split("|")[2:5] == ["+0.020±0.127", "+0.000±0.000", "+0.000±0.000"]
-    assert "not shown to be as good" in text and "margin 0.02 nats" in text
+    assert "margin 0.02 nats: beside old student, all drawn anew the update is not shown to be as good" in text
+    assert "beside all begun anew the update is better" in text
     assert saved(found[0], ("read", "walked")) == 0.25 and saved(found[1], ("walked",)) == 0.75
     found[1]["update"]["forward_kl"] = 0.21
-    assert "the update is as good" in said(replace(config, margin=0.011), found)
+    assert "drawn anew the update is as good" in said(replace(config, margin=0.011), found)
     assert "not shown" in said(replace(config, margin=0.009), found)
     with pytest.raises(InputError, match="seeds = 1 gives no interval"):
         study(replace(config, seeds=1))
