@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import LogitsProcessor
 
-from envs.errors import InputError
 from experiments.expert.counts import Expert, Pointer
 from experiments.expert.files import expert_beside
 from experiments.expert.mixture import Gate, mixture
+from experiments.one_call import OneCall
 
 
-class ExpertProcessor(LogitsProcessor):  # type: ignore[misc]
+class ExpertProcessor(OneCall):
     """Mixes the expert into every row of one call of `generate`.
 
     Where the gate is open the scores become the mixture's log-probabilities (`mixture.mixture`), else they stay as they
@@ -29,8 +28,8 @@ class ExpertProcessor(LogitsProcessor):  # type: ignore[misc]
     """
 
     def __init__(self, expert: Expert, gate: Gate, padding: Collection[int] = ()) -> None:
+        super().__init__()
         self.expert, self.gate, self.padding = expert, gate, frozenset(padding)
-        self.prompt_length, self.length = -1, -1
         self._pointers: dict[tuple[int, ...], Pointer] = {}
 
     @classmethod
@@ -44,14 +43,7 @@ class ExpertProcessor(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores (B, V) of what follows `input_ids` (B, L)."""
-        if self.prompt_length < 0:
-            self.prompt_length = input_ids.shape[1]
-        elif input_ids.shape[1] != self.length + 1:
-            raise InputError(
-                f"texts of {input_ids.shape[1]} tokens follow texts of {self.length}: a processor serves one call of "
-                "generate; make one for each"
-            )
-        self.length = input_ids.shape[1]
+        self.follow(input_ids)
         evidence = []
         for text in input_ids.tolist():
             start = next((place for place, token in enumerate(text) if token not in self.padding), 0)

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
 
-from envs.errors import InputError
+from experiments.one_call import OneCall
 from experiments.rules.duty import Duty, begun
 from experiments.rules.rules import FILE, Rules, rules_for
 
 
-class RulesProcessor(LogitsProcessor):  # type: ignore[misc]
+class RulesProcessor(OneCall):
     """Masks the tokens that the rules forbid, in every row of one call of `generate`.
 
     A row without a rule for its prompt is left as it is. Beams and batches may be reordered: everything follows from
@@ -29,8 +28,8 @@ class RulesProcessor(LogitsProcessor):  # type: ignore[misc]
     """
 
     def __init__(self, rules: Rules, tokenizer: Any) -> None:
+        super().__init__()
         self.rules, self.tokenizer, self.masker = rules, tokenizer, Masker(rules)
-        self.prompt_length, self.length = -1, -1
         self._duties: dict[tuple[int, ...], Duty] = {}
 
     @classmethod
@@ -48,14 +47,7 @@ class RulesProcessor(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores (B, V) with −∞ where a token may not follow `input_ids` (B, L)."""
-        if self.prompt_length < 0:
-            self.prompt_length = input_ids.shape[1]
-        elif input_ids.shape[1] != self.length + 1:
-            raise InputError(
-                f"texts of {input_ids.shape[1]} tokens follow texts of {self.length}: a processor serves one call of "
-                "generate; make one for each"
-            )
-        self.length = input_ids.shape[1]
+        self.follow(input_ids)
         found = scores
         for row, text in enumerate(input_ids.tolist()):
             duty = self._duty(tuple(text[: self.prompt_length]))
