@@ -18,7 +18,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +199,7 @@ class Renewal:
         with tqdm(total=len(rows), desc=what, unit="episode") as bar:
             for number, start in enumerate(range(0, len(rows), SHARD)):
                 some = rows[start : start + SHARD]
-                self._shard(f"{what}-{number:03d}.arrow", lambda some=some, number=number: make(some, number))  # type: ignore[misc]
+                self._shard(f"{what}-{number:03d}.arrow", partial(make, some, number))
                 bar.update(len(some))
 
     def _shard(self, name: str, make: Callable[[], Episodes]) -> None:

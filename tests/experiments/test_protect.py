@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -98,10 +98,10 @@ def test_evaluation_has_the_enlarged_sets(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_store_of_other_sets_is_refused(tmp_path: Path) -> None:
     config = small(tmp_path, agents=("bc",), updates=2)
-    common = {"teacher": "table:toy", "prompts": config.prompts, "max_new_tokens": 6, "logp": "float32"}
+    common: dict[str, Any] = {"teacher": "table:toy", "prompts": config.prompts, "max_new_tokens": 6, "logp": "float32"}
     words = lexicon(tmp_path, "1", "4 2")
-    own = CollectConfig(tmp_path / "own", protect=words, rare_within=4, **common)  # type: ignore[arg-type]
-    bare = CollectConfig(tmp_path / "bare", **common)  # type: ignore[arg-type]
+    own = CollectConfig(tmp_path / "own", protect=words, rare_within=4, **common)
+    bare = CollectConfig(tmp_path / "bare", **common)
     for store in (own, bare):
         draw(store)
     known = json.loads((own.out / MANIFEST).read_text(encoding="utf-8"))["settings"]
