@@ -21,6 +21,7 @@ COMMANDS = {
     "coverage": "look before training: what each top-p and max_candidates would keep, lose and cost",
     "collect": "let the teacher walk once and store its episodes, to learn from without it",
     "update": "follow a teacher that has changed: compare, draw anew where it differs, go on with the student",
+    "online": "answer a stream of prompts, learn on from it, and watch for drift: hold, gate, roll back",
     "evaluate": "measure a student or teacher directory on held-out prompts",
     "expert": "lay an expert of low-frequency words beside a student, for evaluate and generate --expert",
     "generate": "talk to a student side by side with the teacher",
@@ -196,6 +197,19 @@ def _print_figures(figures: dict[str, float]) -> None:
         print(f"{name:{width}}  {f'{value:,.0f}' if value >= 1000 else f'{value:.4g}'}")
 
 
+def _figures_of(module: str, kind: str, call: str, command: str) -> Callable[[list[str]], None]:
+    """A command that prints the figures that a function makes of its settings."""
+
+    def run(words: list[str]) -> None:
+        found = importlib.import_module(module)
+        settings = _parse(getattr(found, kind), command, words)
+        figures = getattr(found, call)(settings)
+        _print_figures(figures)
+        _write_json(settings.json, _named(figures))
+
+    return run
+
+
 def _runs(kind_name: str, command: str) -> Callable[[list[str]], None]:
     def run(words: list[str]) -> None:
         from experiments import config
@@ -286,15 +300,6 @@ def _report(words: list[str]) -> None:
         print(path)
 
 
-def _collect(words: list[str]) -> None:
-    from experiments.store import draw
-
-    settings = _parse(draw.CollectConfig, "collect", words)
-    figures = draw.draw(settings)
-    _print_figures(figures)
-    _write_json(settings.json, _named(figures))
-
-
 def _update(words: list[str]) -> None:
     from experiments.update import command
 
@@ -320,28 +325,10 @@ def _generate(words: list[str]) -> None:
     generate.run(_parse(GenerateConfig, "generate", words))
 
 
-def _expert(words: list[str]) -> None:
-    from experiments.expert import command
-
-    settings = _parse(command.ExpertConfig, "expert", words)
-    figures = command.run(settings)
-    _print_figures(figures)
-    _write_json(settings.json, _named(figures))
-
-
 def _explore(words: list[str]) -> None:
     from experiments.explore import app, desk
 
     app.serve(_parse(desk.ExploreConfig, "explore", words))
-
-
-def _teacher(words: list[str]) -> None:
-    from experiments import embedded
-
-    settings = _parse(embedded.EmbeddedConfig, "teacher", words)
-    figures = embedded.run(settings)
-    _print_figures(figures)
-    _write_json(settings.json, _named(figures))
 
 
 def _lesson(words: list[str]) -> None:
@@ -382,13 +369,14 @@ COMMAND_OF: dict[str, Callable[[list[str]], None]] = {
     "report": _report,
     "reproduce": _reproduce,
     "coverage": _coverage,
-    "collect": _collect,
+    "collect": _figures_of("experiments.store.draw", "CollectConfig", "draw", "collect"),
     "update": _update,
+    "online": _figures_of("experiments.online.command", "OnlineConfig", "run", "online"),
     "evaluate": _evaluate,
-    "expert": _expert,
+    "expert": _figures_of("experiments.expert.command", "ExpertConfig", "run", "expert"),
     "generate": _generate,
     "explore": _explore,
-    "teacher": _teacher,
+    "teacher": _figures_of("experiments.embedded", "EmbeddedConfig", "run", "teacher"),
     "lesson": _lesson,
     "bench": _bench,
 }

@@ -221,7 +221,7 @@ def draw_masses(rows: Sequence[Row], path: Path) -> None:
             style = {"color": colours[agent], "marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1.4}
             place.errorbar(shifted, means, errors, label=agent, **style)
         place.set(xlabel="top_p", title=DRAWN[name], xticks=sorted({row.top_p for row in rows}))
-    _finish(figure, axes, path)
+    finish(figure, axes, path)
 
 
 def draw_frontier(rows: Sequence[Row], path: Path) -> None:
@@ -244,7 +244,7 @@ def draw_frontier(rows: Sequence[Row], path: Path) -> None:
             error = 0.0 if math.isnan(half) else half
             place.errorbar(fmean(measures[cost] for measures in known), mean, error, label=label, linestyle="", **style)
         place.set(xlabel=COST[cost], title=DRAWN[name], xscale="log")
-    _finish(figure, axes, path)
+    finish(figure, axes, path)
 
 
 def colours_of(rows: Sequence[Row]) -> dict[str, str]:
@@ -260,7 +260,8 @@ def _panels(count: int) -> tuple[Any, Any]:
     return figure, figure.subplots(1, max(1, count), squeeze=False)[0][: max(1, count)]
 
 
-def _finish(figure: Any, axes: Any, path: Path) -> None:
+def finish(figure: Any, axes: Any, path: Path) -> None:
+    """Grid, legend, and the file, whole or not at all."""
     for place in axes:
         place.grid(alpha=0.25)
         place.spines[["top", "right"]].set_visible(False)

@@ -6,7 +6,7 @@ Their hashes lie beside the student and are handed on to those that begin with i
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from envs.errors import InputError
@@ -18,16 +18,23 @@ SELECTED_ON = "selection_prompts.json"
 """Validation prompts by which the student's settings, or how long its warm-up went on, were chosen."""
 
 
-def remember(directory: Path, start: Path, trained: Sequence[Prompt], selected: Sequence[Prompt] = ()) -> None:
+def remember(
+    directory: Path,
+    start: Path,
+    trained: Sequence[Prompt],
+    selected: Sequence[Prompt] = (),
+    more: Iterable[str] = (),
+) -> None:
     """Write beside a student the hashes of the prompts it has seen, those that its start has seen included.
 
     Args:
         start:    where the student began, if that is a directory.
         trained:  the prompts it was trained on.
         selected: the prompts it was selected on; none of a student that nothing was chosen for.
+        more:     hashes of further prompts that it was trained on.
     """
-    for name, prompts in ((TRAINED_ON, trained), (SELECTED_ON, selected)):
-        if hashes := {prompt_hash(prompt.text) for prompt in prompts} | _known(start, name):
+    for name, prompts, others in ((TRAINED_ON, trained, set(more)), (SELECTED_ON, selected, set[str]())):
+        if hashes := {prompt_hash(prompt.text) for prompt in prompts} | others | _known(start, name):
             write(directory / name, json.dumps(sorted(hashes)))
 
 

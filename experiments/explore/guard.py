@@ -33,7 +33,7 @@ class Guard:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers = dict(scope["headers"])
-        named = _name_of(headers.get(b"host", b"").decode("latin-1"))
+        named = name_of(headers.get(b"host", b"").decode("latin-1"))
         if is_loopback(self.host) and not is_loopback(named):
             return await _refuse(send, 403, f"this page is {self.host}'s, not {named!r}'s")
         if scope["path"].rstrip("/").endswith("/upload"):
@@ -72,7 +72,7 @@ def past_proxies(host: str) -> None:
         os.environ[variable] = ",".join(dict.fromkeys([*known, "localhost", "127.0.0.1", "::1", host]))
 
 
-def _name_of(host: str) -> str:
+def name_of(host: str) -> str:
     """A Host header without its port."""
     return host[1 : host.find("]")] if host.startswith("[") else host.rsplit(":", 1)[0]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -99,15 +101,19 @@ def _next(episodes: Episodes) -> Tensor:
 
 
 def features(episodes: Episodes) -> npt.NDArray[np.bool_]:
+    """`hashed` tokens of episodes.  # (B, FEATURES)"""
+    spans = zip(episodes.tokens.tolist(), episodes.prompt_length.tolist(), episodes.length.tolist(), strict=True)
+    pairs = [(row[:start], row[start : start + steps]) for row, start, steps in spans]
+    return hashed([prompt for prompt, _ in pairs], [reply for _, reply in pairs])
+
+
+def hashed(prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]) -> npt.NDArray[np.bool_]:
     """Which tokens a prompt has, and which its reply, hashed to half of the columns each.  # (B, FEATURES)"""
-    place, half = torch.arange(episodes.tokens.shape[1]), FEATURES // 2
-    found = torch.zeros(len(episodes), FEATURES, dtype=torch.bool)
-    ends = episodes.prompt_length + episodes.length
-    spans = ((place < episodes.prompt_length[:, None]), (place >= episodes.prompt_length[:, None]))
-    for part, span in enumerate(spans):
-        row, column = (span & (place < ends[:, None])).nonzero(as_tuple=True)
-        found[row, part * half + episodes.tokens[row, column] % half] = True
-    return found.numpy()
+    half, found = FEATURES // 2, np.zeros((len(prompts), FEATURES), dtype=bool)
+    for row, pair in enumerate(zip(prompts, replies, strict=True)):
+        for part, text in enumerate(pair):
+            found[row, [part * half + token % half for token in text]] = True
+    return found
 
 
 class Suspicion:
@@ -120,7 +126,7 @@ class Suspicion:
 
     def __init__(self) -> None:
         self.products, self.sums = np.zeros((FEATURES, FEATURES)), np.zeros(FEATURES)
-        self.drifts, self.columns = list[float](), np.zeros(FEATURES)
+        self.columns, self.count, self.total = np.zeros(FEATURES), 0, 0.0
 
     def learn(self, known: npt.NDArray[np.bool_], drift: npt.NDArray[np.float64]) -> None:
         """Episodes whose drift is known.  # (B, FEATURES), (B,)"""
@@ -128,10 +134,24 @@ class Suspicion:
         self.products += rows.T @ rows
         self.sums += rows.T @ drift
         self.columns += rows.sum(0)
-        self.drifts += drift.tolist()
+        self.count, self.total = self.count + len(drift), self.total + float(drift.sum())
 
     def order(self, unknown: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         """Rows of these features, the most suspected first.  # (B, FEATURES) -> (B,)"""
-        ridge, mean = self.products + RIDGE * np.eye(FEATURES), np.mean(self.drifts)
+        return np.argsort(-self.foreseen(unknown), kind="stable")
+
+    def foreseen(self, unknown: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+        """How far above the mean each is expected to lie; 0 before anything is known.  # (B, FEATURES) -> (B,)"""
+        ridge, mean = self.products + RIDGE * np.eye(FEATURES), self.total / max(self.count, 1)
         weights = np.linalg.solve(ridge, self.sums - mean * self.columns).astype(np.float32)
-        return np.argsort(-(unknown @ weights), kind="stable")
+        return np.asarray(unknown @ weights)
+
+    def state(self) -> dict[str, Any]:
+        """What it has learnt."""
+        arrays = {name: torch.from_numpy(getattr(self, name)) for name in ("products", "sums", "columns")}
+        return {**arrays, "count": self.count, "total": self.total}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Know what the one that gave this state knew."""
+        self.products, self.sums, self.columns = (state[name].numpy() for name in ("products", "sums", "columns"))
+        self.count, self.total = state["count"], state["total"]

@@ -1,0 +1,178 @@
+"""Which prompts the teacher is asked about, and what it says: kept on disk, so that nothing is asked twice.
+
+labels/00000012.safetensors   the teacher's replies to prompts of block 12, as episodes
+labels/00000012.json          which prompts these are, and what the teacher thinks of the student's replies to them
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from agents.episodes import Episodes
+from envs.prompts import prompt_hash
+from envs.vector_env import TopPTokenVectorEnv
+from experiments.collect import collect
+from experiments.evaluate import along
+from experiments.folder import write
+from experiments.online.config import OnlineConfig
+from experiments.online.journal import Block
+from experiments.online.signals import OF_TEACHER
+from experiments.update.drift import Suspicion
+from experiments.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was asked about a block's prompts."""
+
+    rows: list[int]
+    """Places of the labelled prompts in their block; the first `by_chance` of them were drawn."""
+    by_chance: int
+    signals: list[dict[str, float]]
+    """forward_kl and leak along the student's reply to each, means over its tokens."""
+    tokens: int
+    """That the teacher gave or read."""
+    hashes: list[str]
+    """Of the labelled prompts."""
+
+
+class Desk:
+    """The teacher, and the folder where its answers are kept."""
+
+    def __init__(self, space: Workspace, config: OnlineConfig) -> None:
+        self.space, self.config, self.folder = space, config, space.out / "labels"
+
+    def path(self, number: int) -> Path:
+        """Of the episodes of a block."""
+        return self.folder / f"{number:08d}.safetensors"
+
+    def episodes(self, number: int) -> Episodes:
+        """The teacher's replies to a block's prompts."""
+        return Episodes.load(self.path(number))
+
+    def reading(self, number: int) -> Reading:
+        """What was asked about a block that has labels."""
+        return Reading(**json.loads(self.path(number).with_suffix(".json").read_text(encoding="utf-8")))
+
+    def ask(
+        self,
+        block: Block,
+        chosen: tuple[list[int], int],
+        model: Any,
+        prompts: list[list[int]],
+        replies: list[list[int]],
+    ) -> Reading:
+        """The teacher's replies to prompts of a block, and its view of the student's; what is there is read back.
+
+        Args:
+            chosen: as `Chooser.chosen` returns it.
+            model: the student, whose `replies` to all `prompts` of the block these are.
+        """
+        number, (rows, by_chance) = block.number, chosen
+        if self.path(number).with_suffix(".json").is_file():
+            return self.reading(number)
+        own, said = [prompts[row] for row in rows], [replies[row] for row in rows]
+        episodes = self._drawn(number, own)
+        rule, teacher = self.space.rule(self.config.top_p), self.space.teacher
+        found = along(model, own, said, teacher, rule)
+        parts = {name: torch.split(getattr(found, name), [len(reply) for reply in said]) for name in OF_TEACHER}
+        signals = [{name: float(parts[name][place].mean()) for name in OF_TEACHER} for place in range(len(rows))]
+        read = sum(map(len, own)) + sum(map(len, said))
+        hashes = [prompt_hash(block.texts[row]) for row in rows]
+        reading = Reading(rows, by_chance, signals, read + int(episodes.length.sum()), hashes)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        episodes.save(self.path(number))
+        write(self.path(number).with_suffix(".json"), json.dumps(asdict(reading)))
+        return reading
+
+    def _drawn(self, number: int, prompts: list[list[int]]) -> Episodes:
+        config = self.config
+        env = TopPTokenVectorEnv(
+            len(prompts),
+            teacher=self.space.teacher,
+            prompts=prompts,
+            top_p=config.top_p,
+            max_candidates=config.max_candidates,
+            max_new_tokens=config.max_new_tokens,
+            reward=config.reward,
+            gamma=config.gamma,
+            extras=self.space.extras,
+        )
+        seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
+        return collect(env, len(prompts), seed=seed, teacher_walk=config.teacher_walk)
+
+
+class Chooser:
+    """Which prompts of a block to ask about: some by chance, the others where most may be learnt.
+
+    "uncertainty" takes those whose replies have the highest mean entropy, "drift" the most surprising prompts, "leak"
+    those of which a ridge regression on the tokens of prompt and reply foresees the most leak from earlier labels.
+
+    Source: Settles (2009), Active learning literature survey, section 3.1, for uncertainty; own choice for the others.
+    """
+
+    def __init__(self, config: OnlineConfig) -> None:
+        self.config = config
+        self.owed = {"labels": 0.0, "by_chance": 0.0}  # shares of prompts and labels that no whole one was asked for
+        self.leaks = Suspicion()
+
+    def chosen(
+        self,
+        number: int,
+        open_rows: Sequence[int],
+        signals: Sequence[Mapping[str, float]],
+        known: npt.NDArray[np.bool_],
+    ) -> tuple[list[int], int]:
+        """Places of prompts in a block, those drawn by chance first, and how many these are.
+
+        Args:
+            open_rows: places that may be asked about.
+            signals:   of every prompt of the block.
+            known:     (B, FEATURES) `hashed` tokens of every prompt and its reply.
+        """
+        count = min(self._due("labels", len(signals) * self.config.label), len(open_rows))
+        by_chance = min(self._due("by_chance", count * self.config.watched), count)
+        generator = np.random.default_rng([self.config.seed, number])
+        drawn = sorted(generator.choice(open_rows, by_chance, replace=False).tolist()) if by_chance else []
+        rest = [row for row in open_rows if row not in drawn]
+        worth = self._worth(rest, signals, known)
+        best = sorted(range(len(rest)), key=lambda place: -worth[place])[: count - by_chance]
+        return [*drawn, *sorted(rest[place] for place in best)], by_chance
+
+    def learn(self, known: npt.NDArray[np.bool_], leaks: Sequence[float]) -> None:
+        """Take in the leaks of replies that were labelled, if choices depend on them.  # (B, FEATURES), (B,)"""
+        if self.config.label_by == "leak":
+            self.leaks.learn(known, np.array(leaks))
+
+    def state(self) -> dict[str, Any]:
+        """All that the next choice depends on."""
+        return {"owed": dict(self.owed), "leaks": self.leaks.state() if self.leaks.count else None}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on as the one that gave this state would have."""
+        self.owed = dict(state["owed"])
+        if state["leaks"] is not None:
+            self.leaks.restore(state["leaks"])
+
+    def _due(self, what: str, more: float) -> int:
+        self.owed[what] += more
+        whole = int(self.owed[what] + 1e-9)
+        self.owed[what] -= whole
+        return whole
+
+    def _worth(
+        self, rows: list[int], signals: Sequence[Mapping[str, float]], known: npt.NDArray[np.bool_]
+    ) -> Sequence[float]:
+        if self.config.label_by == "leak":
+            foreseen: list[float] = self.leaks.foreseen(known[rows]).tolist()
+            return foreseen
+        name = {"uncertainty": "entropy", "drift": "surprise"}[self.config.label_by]
+        return [signals[row][name] for row in rows]

@@ -1,0 +1,156 @@
+"""Where prompts come from: a folder of files, or standard input."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Protocol
+
+from envs.errors import InputError
+from envs.prompts import load_prompts
+from envs.records import parsed, prompt_of
+from experiments.online.journal import Journal
+
+Problem = Callable[[str], str]
+"""Why a prompt cannot be answered; empty if it can."""
+AHEAD = 256
+"""Prompts of standard input that may wait to be answered."""
+
+
+class Source(Protocol):
+    """A stream of prompts that writes them into a journal."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing will come any more."""
+        ...
+
+    def pump(self, most: int, wait: float) -> None:
+        """See that so many prompts wait in the journal, or fewer where no more are there after `wait` seconds."""
+        ...
+
+    def deliver(self, number: int, reply: str) -> None:
+        """Hand a reply to whoever asked."""
+        ...
+
+    def close(self) -> None:
+        """Take nothing any more."""
+        ...
+
+
+class Folder:
+    """Files in the order of their names, each prompt once; names that begin with a dot or end in .partial wait.
+
+    Broken lines are passed over, and so are files that hold no prompts.
+
+    Args:
+        follow: wait for further files when all are read.
+    """
+
+    def __init__(self, path: Path, journal: Journal, problem: Problem, follow: bool = False) -> None:
+        self.path, self.journal, self.problem, self.follow = path, journal, problem, follow
+        self._done = set[str]()
+        self._prompts = self._read()
+        self._ended = False
+
+    @property
+    def over(self) -> bool:
+        """Whether all files are read, and none is waited for."""
+        return self._ended and not self.follow
+
+    def pump(self, most: int, wait: float) -> None:
+        """As `Source.pump`."""
+        if self._ended:
+            time.sleep(wait)
+            self._prompts = self._read()
+        for text, name, place in self._prompts:
+            self.journal.accept(text, name, place)
+            if self.journal.waiting >= most:
+                self._ended = False
+                return
+        self._ended = True
+
+    def deliver(self, number: int, reply: str) -> None:
+        """Nobody waits: replies are in replies.jsonl."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _read(self) -> Iterator[tuple[str, str, int]]:
+        """Prompts that have not been taken, each with its file and its place there."""
+        for path in sorted(self.path.iterdir()):
+            name = path.name
+            if not path.is_file() or name.startswith(".") or name.endswith(".partial") or name in self._done:
+                continue
+            self._done.add(name)
+            try:
+                prompts = load_prompts(path, skip_bad=True)
+            except (InputError, UnicodeDecodeError) as error:
+                if name not in self.journal.taken:
+                    self.journal.refuse(str(error), name, 0)
+                continue
+            for place in range(self.journal.taken.get(name, 0), len(prompts)):
+                text = prompts[place].text
+                if why := self.problem(text):
+                    self.journal.refuse(why, name, place)
+                else:
+                    yield text, name, place
+
+
+class Lines:
+    """Standard input, or another file of lines, read as they come: a prompt each, or a JSON object with `prompt`.
+
+    A pipe is read once: what a kill takes with it before it is in the journal, a few lines at most, is gone.
+    """
+
+    def __init__(self, journal: Journal, problem: Problem, file: IO[str] | None = None) -> None:
+        self.journal, self.problem = journal, problem
+        self.file = sys.stdin if file is None else file
+        self._ended = self._closed = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def over(self) -> bool:
+        """Whether the end of the file was read."""
+        return self._ended
+
+    def pump(self, most: int, wait: float) -> None:
+        """As `Source.pump`."""
+        with self.journal.some:
+            self.journal.some.wait_for(lambda: self.journal.waiting >= most or self._ended, wait)
+
+    def deliver(self, number: int, reply: str) -> None:
+        """Nobody waits: replies are in replies.jsonl."""
+
+    def close(self) -> None:
+        """Take no further line."""
+        self._closed = True
+
+    def _run(self) -> None:
+        for place, line in enumerate(self.file):
+            if text := self._text(line.strip(), place):
+                self.journal.accept(text, "stdin", place)
+            while self.journal.waiting >= AHEAD and not self._closed:
+                time.sleep(0.01)
+            if self._closed:
+                return
+        with self.journal.some:
+            self._ended = True
+            self.journal.some.notify_all()
+
+    def _text(self, line: str, place: int) -> str:
+        """The prompt of a line; empty, and noted, if it has none that can be answered."""
+        if not line:
+            return ""
+        try:
+            text = prompt_of(parsed(line)).text if line.startswith("{") else line
+            why = self.problem(text)
+        except InputError as error:
+            text, why = "", str(error)
+        if why:
+            self.journal.refuse(why, "stdin", place)
+        return "" if why else text

@@ -1,0 +1,118 @@
+"""Which signals have changed: ADWIN on the rank of each among values that are usual."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from envs.errors import InputError
+from experiments.online.signals import SIDES, UP, Usual
+
+EFFECT = 0.1
+"""Change of a mean rank that is worth an alarm."""
+FEWEST = 64
+"""Values of a signal that say what is usual."""
+FRESH = 32
+"""Those that are enough where there are none."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A signal whose mean has changed, to the worse side."""
+
+    signal: str
+    mean: float
+    """Mean rank since the change: the probability that a new value exceeds a usual one."""
+
+
+class Watch:
+    """A detector for each signal, which begins with what is usual as if it had just been seen.
+
+    ADWIN keeps as long a window of the latest ranks as has one mean: where an older and a newer part differ by more
+    than chance allows with confidence 1 − δ, for any way to cut it, the older one is dropped. The mean of usual ranks
+    is ½, and that of new ones the probability that a new value exceeds a usual one: the alarm is given as soon as the
+    window's is off by `EFFECT`, once until the watch is rebased.
+
+    Source: Bifet and Gavaldà (2007), Learning from time-changing data with adaptive windowing; the implementation is
+    `river.drift.ADWIN`.
+    Args:
+        usual: values of each signal, in their order.
+        seen:  values since then, of a watch that goes on.
+    Raises: InputError: `river` is not installed.
+    """
+
+    def __init__(
+        self, usual: Mapping[str, Iterable[float]], delta: float, seen: Mapping[str, Iterable[float]] | None = None
+    ) -> None:
+        self.delta, self._kind = delta, _adwin()
+        self.usual = {name: list(values) for name, values in usual.items()}
+        self.seen: dict[str, list[float]] = {name: [] for name in self.usual}
+        self.raised = set[str]()
+        self._ranks: dict[str, Usual] = {}
+        self._detectors: dict[str, Any] = {}
+        for name in self.usual:
+            self._prime(name)
+        for name, past in (seen or {}).items():
+            for value in past:
+                self.see({name: value})
+
+    def see(self, signals: Mapping[str, float]) -> list[Alarm]:
+        """Take in what was noticed about one prompt; alarms, if it makes some certain."""
+        alarms = []
+        for name, value in signals.items():
+            self.seen[name].append(value)
+            if name not in self._ranks:
+                if len(self.seen[name]) == FRESH:
+                    self.rebased({name: FRESH})
+                continue
+            self._detectors[name].update(self._ranks[name].rank(value))
+            mean = float(self._detectors[name].estimation)
+            change = mean - 0.5 if SIDES[name] == UP else abs(mean - 0.5)
+            if change >= EFFECT and name not in self.raised:
+                self.raised.add(name)
+                alarms.append(Alarm(name, mean))
+        return alarms
+
+    def rebased(self, last: Mapping[str, int]) -> None:
+        """Take the last so many values of these signals for what is usual; older ones fill up a few."""
+        for name, count in last.items():
+            values = [*self.usual[name], *self.seen[name]][-max(count, FEWEST) :]
+            if len(values) < FRESH:
+                continue
+            self.usual[name], self.seen[name] = values, []
+            self.raised.discard(name)
+            self._prime(name)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Take the next `FRESH` values of these signals for what is usual, and watch them from then on."""
+        for name in names:
+            self.usual[name], self.seen[name] = [], []
+            self.raised.discard(name)
+            self._prime(name)
+
+    def _prime(self, name: str) -> None:
+        """Begin with what is usual, in no order: older and newer values are usual alike."""
+        values = self.usual[name]
+        if not values:
+            self._ranks.pop(name, None)
+            return
+        self._ranks[name], self._detectors[name] = Usual.of(values), self._kind(delta=self.delta, clock=1)
+        for value in np.random.default_rng(0).permutation(values).tolist():
+            self._detectors[name].update(self._ranks[name].rank(value))
+
+    def state(self) -> dict[str, Any]:
+        """All that it depends on."""
+        return {"usual": self.usual, "seen": self.seen}
+
+
+def _adwin() -> Any:
+    try:
+        from river.drift import ADWIN
+    except ImportError as error:
+        raise InputError(
+            f"tdistill online needs {error.name or 'river'}, which is not installed: pip install 'tdistill[online]'"
+        ) from error
+    return ADWIN

@@ -1,0 +1,306 @@
+"""Learning on line, part by part: what is noticed, what is an alarm, what is written down, who is asked."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from agents.student import build_student
+from envs.errors import InputError
+from experiments.online.config import OnlineConfig, check
+from experiments.online.journal import Journal, Log, lines
+from experiments.online.labels import Chooser
+from experiments.online.show import held
+from experiments.online.signals import LATELY, Bigrams, Lately, Usual, of_replies
+from experiments.online.sources import Folder, Lines
+from experiments.online.watch import EFFECT, FEWEST, FRESH, Watch
+from experiments.update.drift import FEATURES
+
+
+def fine(text: str) -> str:
+    return ""
+
+
+def short(text: str) -> str:
+    return "too long" if len(text) > 5 else ""
+
+
+def test_surprise_by_hand() -> None:
+    """Counted: 1 2, 1 3; V = 4. P(1) = 3/8, P(2) = P(3) = 2/8, P(0) = 1/8; P(2|1) = (1 + 2/8)/3, P(0|2) = P(0)."""
+    found = Bigrams([[1, 2], [1, 3]], 4)
+    assert found.surprise([1, 2]) == pytest.approx(-(math.log(3 / 8) + math.log(1.25 / 3)) / 2)
+    assert found.surprise([2, 0]) == pytest.approx(-(math.log(2 / 8) + math.log(1 / 8)) / 2)
+    after = [math.exp(-2 * found.surprise([1, token])) * 8 / 3 for token in range(4)]
+    assert sum(after) == pytest.approx(1)
+
+
+def test_ranks_and_conformal_p_by_hand() -> None:
+    usual = Usual.of([3.0, 1.0, 2.0, 2.0])
+    assert [usual.rank(value) for value in (0.0, 1.0, 2.0, 9.0)] == [0, 1 / 8, 1 / 2, 1]
+    assert [usual.p(value) for value in (0.0, 2.0, 3.0, 9.0)] == [1, 4 / 5, 2 / 5, 1 / 5]
+
+
+def test_usual_values_are_seldom_unlike() -> None:
+    """P(p ≤ α) ≤ α for exchangeable values, whatever their distribution."""
+    rng = np.random.default_rng(0)
+    rare = [Usual.of(rng.exponential(size=99)).p(rng.exponential()) <= 0.05 for _ in range(4000)]
+    assert 0.035 < np.mean(rare) < 0.06
+
+
+def test_a_prompt_was_seen_lately_or_not() -> None:
+    lately = Lately()
+    assert [lately.see(text) for text in ("a", "b", "a", " a ")] == [0, 0, 1, 1]
+    for number in range(LATELY):
+        lately.see(str(number))
+    assert lately.see("b") == 0
+
+
+def test_signals_of_replies_against_the_model_itself() -> None:
+    student = build_student("tiny", tokenizer=None, vocab_size=11, seed=3)
+    prompts, replies = [[1, 2], [3]], [[4, 5, 4, 5, 4, 5], [6]]
+    found = of_replies(student.model, prompts, replies)
+    for own, prompt, reply in zip(found, prompts, replies, strict=True):
+        with torch.no_grad():
+            logp = student.model(torch.tensor([prompt + reply])).logits[0].log_softmax(-1)[len(prompt) - 1 : -1]
+        assert own["entropy"] == pytest.approx(float(-(logp.exp() * logp).sum(-1).mean()), abs=1e-5)
+        assert own["reply_length"] == len(reply)
+    assert found[0]["repetition"] == pytest.approx(1 / 3) and found[1]["repetition"] == 0
+
+
+def uniform(rng: np.random.Generator, count: int = 256) -> list[float]:
+    return rng.random(count).tolist()
+
+
+def test_a_shift_is_an_alarm_within_so_many_prompts_and_nothing_else_is() -> None:
+    """ADWIN with δ = .05: a mean rank of .75 within 64 values, and in 10,000 usual ones no alarm."""
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        watch = Watch({"entropy": uniform(rng)}, 0.05)
+        assert not [alarm for value in uniform(rng, 1000) for alarm in watch.see({"entropy": value})]
+        shifted = [watch.see({"entropy": 0.5 + value / 2}) for value in uniform(rng, 64)]
+        alarms = [alarm for found in shifted for alarm in found]
+        assert [alarm.signal for alarm in alarms] == ["entropy"] and alarms[0].mean >= 0.5 + EFFECT
+
+
+def test_what_gets_better_is_no_alarm_and_a_length_has_two_sides() -> None:
+    rng = np.random.default_rng(1)
+    usual = {"forward_kl": uniform(rng), "reply_length": uniform(rng)}
+    watch = Watch(usual, 0.05)
+    found = [watch.see({"forward_kl": value / 4, "reply_length": value / 4}) for value in uniform(rng, 100)]
+    assert [alarm.signal for alarms in found for alarm in alarms] == ["reply_length"]
+
+
+def test_a_rebased_watch_takes_the_new_for_usual_and_goes_on_watching() -> None:
+    rng = np.random.default_rng(2)
+    watch = Watch({"surprise": uniform(rng), "leak": uniform(rng)}, 0.05)
+    for value in uniform(rng, 128):
+        watch.see({"surprise": 2 + value})
+    watch.rebased({"surprise": 128, "leak": 0})
+    assert len(watch.usual["surprise"]) == 128 and min(watch.usual["surprise"]) > 2
+    assert len(watch.usual["leak"]) == FEWEST
+    assert not [alarm for value in uniform(rng, 500) for alarm in watch.see({"surprise": 2 + value})]
+    assert [alarm for value in uniform(rng, 64) for alarm in watch.see({"surprise": 2.8 + value})]
+
+
+def test_a_signal_that_was_forgotten_is_learnt_anew() -> None:
+    rng = np.random.default_rng(4)
+    watch = Watch({"leak": uniform(rng)}, 0.05)
+    watch.forget(["leak"])
+    assert not [alarm for value in uniform(rng, 200) for alarm in watch.see({"leak": 5 + value})]
+    assert len(watch.usual["leak"]) == FRESH
+    again = Watch(**watch.state(), delta=0.05)
+    assert [alarm for value in uniform(rng, 64) for alarm in again.see({"leak": 6 + value})]
+
+
+def test_a_watch_goes_on_as_it_would_have() -> None:
+    rng = np.random.default_rng(3)
+    usual, stream = {"leak": uniform(rng)}, [*uniform(rng, 100), *(0.3 + 0.7 * rng.random(200)).tolist()]
+    whole = Watch(usual, 0.05)
+    alarms = [place for place, value in enumerate(stream) if whole.see({"leak": value})]
+    half = Watch(usual, 0.05)
+    for value in stream[:110]:
+        half.see({"leak": value})
+    again = Watch(**half.state(), delta=0.05)
+    assert [place for place, value in enumerate(stream[110:], 110) if again.see({"leak": value})] == alarms != []
+
+
+def test_the_journal_hands_out_blocks_again_that_were_closed(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    journal = Journal(path)
+    for place, text in enumerate(["a", "b", "c", "ü", "e"]):
+        assert journal.accept(text, "file", place) == place
+    journal.refuse("too long", "file", 5)
+    assert journal.next(2) == (0, 0, ["a", "b"]) and journal.next(2) == (1, 2, ["c", "ü"])
+    journal.close()
+    with path.open("ab") as file:
+        file.write(b'{"prompt": "cut o')
+    again = Journal(path, after=1)
+    assert again.next(9) == (1, 2, ["c", "ü"]) and again.next(9) == (2, 4, ["e"]) and again.next(9) is None
+    assert again.taken == {"file": 6} and again.refused == 1 and again.count == 5
+    assert again.accept("f", "file", 6) == 5
+    again.close()
+    assert [line for _, line in lines(path)][-1] == {"prompt": "f", "from": "file", "at": 6}
+
+
+def test_a_log_drops_what_is_cut_and_what_comes_behind_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = Log(path)
+    for number in range(4):
+        log.add({"n": number})
+    log.close()
+    with path.open("ab") as file:
+        file.write(b'{"n": 4')
+    log = Log(path)
+    assert log.count == 4
+    log.close()
+    log = Log(path, keep=2)
+    log.add({"n": 9})
+    log.close()
+    assert [line["n"] for _, line in lines(path)] == [0, 1, 9]
+
+
+def test_a_folder_is_read_in_order_and_not_twice(tmp_path: Path) -> None:
+    folder = tmp_path / "stream"
+    folder.mkdir()
+    (folder / "b.txt").write_text("four\nfive\n", encoding="utf-8")
+    (folder / "a.jsonl").write_text(
+        '{"prompt": "one"}\nnonsense\n{"prompt": "far too long"}\n{"prompt": "two"}\n{"prompt": "three"}\n', "utf-8"
+    )
+    (folder / "c.txt.partial").write_text("six\n", encoding="utf-8")
+    (folder / "empty.txt").write_text("\n", encoding="utf-8")
+    journal = Journal(tmp_path / "prompts.jsonl")
+    source = Folder(folder, journal, short)
+    source.pump(2, 0.0)
+    block = journal.next(2)
+    assert block is not None and block.texts == ["one", "two"] and not source.over
+    journal.close()
+    journal = Journal(tmp_path / "prompts.jsonl", after=1)
+    source = Folder(folder, journal, short)
+    source.pump(9, 0.0)
+    block = journal.next(9)
+    assert block is not None and block.texts == ["three", "four", "five"] and source.over
+    assert journal.refused == 2, "a prompt that is too long, and a file that holds none"
+    following = Folder(folder, journal, short, follow=True)
+    following.pump(9, 0.0)
+    (folder / "d.txt").write_text("seven\n", encoding="utf-8")
+    following.pump(9, 0.0)
+    block = journal.next(9)
+    assert block is not None and block.texts == ["seven"] and not following.over and journal.refused == 2
+
+
+def test_lines_are_prompts_or_objects(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "prompts.jsonl")
+    source = Lines(journal, short, io.StringIO('one\n\n{"prompt": "two"}\n{"text": "x"}\nfar too long\nthree'))
+    while not source.over:
+        source.pump(9, 1.0)
+    block = journal.next(9)
+    assert block is not None and block.texts == ["one", "two", "three"] and journal.refused == 2
+
+
+def test_lines_do_not_run_ahead_of_the_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.online.sources.AHEAD", 4)
+    journal = Journal(tmp_path / "prompts.jsonl")
+    source = Lines(journal, fine, io.StringIO("x\n" * 50))
+    source.pump(4, 5.0)
+    time.sleep(0.1)
+    assert journal.waiting == 4 and not source.over
+    source.close()
+
+
+def chooser(**settings: object) -> Chooser:
+    return Chooser(replace(OnlineConfig(), **settings))  # type: ignore[arg-type]
+
+
+def entropies(values: Sequence[float]) -> list[dict[str, float]]:
+    return [{"entropy": value, "surprise": -value} for value in values]
+
+
+def test_the_teacher_is_asked_about_the_most_uncertain_and_some_by_chance() -> None:
+    values, none = [0.1, 0.9, 0.5, 0.8], np.zeros((4, FEATURES), dtype=bool)
+    asked = chooser(label=0.5, watched=0.5).chosen(0, range(4), entropies(values), none)
+    assert asked[1] == 1 and len(asked[0]) == 2
+    assert asked[0][1] == max(set(range(4)) - {asked[0][0]}, key=lambda row: values[row])
+    drift = chooser(label=0.5, watched=0.5, label_by="drift").chosen(0, range(4), entropies(values), none)
+    assert drift[0][1] == min(set(range(4)) - {drift[0][0]}, key=lambda row: values[row])
+    assert chooser(label=0.5).chosen(0, [2], entropies(values), none)[0] == [2], "of those that may be asked about"
+
+
+def test_shares_come_out_over_many_blocks() -> None:
+    own, none = chooser(label=0.3, watched=0.25), np.zeros((5, FEATURES), dtype=bool)
+    found = [own.chosen(number, range(5), entropies([0.0] * 5), none) for number in range(80)]
+    assert sum(len(rows) for rows, _ in found) == 120 and sum(count for _, count in found) == 30
+
+
+def test_leak_is_foreseen_from_earlier_labels() -> None:
+    own, known = chooser(label=0.5, watched=1e-9, label_by="leak"), np.zeros((4, FEATURES), dtype=bool)
+    known[:2, 7], known[2:, 9] = True, True
+    own.learn(known, [0.1, 0.0, 0.6, 0.8])
+    new = known[[2, 0, 3, 1]]
+    assert own.chosen(1, range(4), entropies([9, 9, 0, 0]), new)[0] == [0, 2]
+    again = chooser(label=0.5, watched=1e-9, label_by="leak")
+    again.restore(own.state())
+    assert again.chosen(2, range(4), entropies([9, 9, 0, 0]), new) == own.chosen(2, range(4), entropies([0] * 4), new)
+
+
+def test_when_the_updates_rested() -> None:
+    def event(prompts: int, name: str, **more: str) -> dict[str, object]:
+        return {"prompts": prompts, "event": name, **more}
+
+    events = [
+        event(10, "passed"),
+        event(20, "alarm", state="learning"),
+        event(30, "alarm", state="held"),
+        event(40, "failed"),
+        event(60, "resumed"),
+        event(70, "failed"),
+    ]
+    assert held(events, 90) == [(20, 60), (70, 90)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"label": 1.5}, "label = 1.5 is outside [0, 1]"),
+        ({"watched": 0.0}, "watched = 0.0 is outside (0, 1]"),
+        ({"anchor": 1.0}, "anchor = 1.0 is outside [0, 1)"),
+        ({"delta": float("nan")}, "delta = nan"),
+        ({"block": 0}, "block = 0 is below 1"),
+        ({"most_prompts": 0}, "most_prompts = 0"),
+        ({"label_by": "mood"}, "label_by = 'mood' is none of uncertainty, leak, drift"),
+        ({"temperature": -1.0}, "temperature = -1.0"),
+        ({"teacher": "none"}, "--teacher"),
+        ({"shard": True}, "--shard is not for learning on line"),
+        ({"agent": "sb3:ppo"}, "walks an environment by itself"),
+        ({"stream": "nowhere"}, "neither 'stdin', 'http' nor a folder"),
+        ({"follow": True}, "--follow is of a folder"),
+        ({"host": "0.0.0.0"}, "--host 0.0.0.0 is of --stream http"),
+        ({"stream": "http", "port": 70000}, "port = 70000 is outside [0, 65535]"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        check(replace(OnlineConfig(), **settings))  # type: ignore[arg-type]
+    assert said in str(caught.value)
+
+
+def test_a_missing_detector_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "river.drift", None)
+    with pytest.raises(InputError, match=r"pip install 'tdistill\[online\]'"):
+        Watch({}, 0.05)
+
+
+def test_a_journal_is_json_that_others_read(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "prompts.jsonl")
+    journal.accept('two\nlines "quoted"', "http")
+    journal.close()
+    (line,) = (tmp_path / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["prompt"] == 'two\nlines "quoted"'
