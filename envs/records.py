@@ -103,6 +103,8 @@ def parsed(line: str) -> Record:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"not JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # a number of too many digits, brackets within brackets
+        raise InputError(f"not JSON that can be read: {error}") from error
     if not isinstance(record, dict):
         raise InputError("each line must be a JSON object")
     return record

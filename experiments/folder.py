@@ -23,7 +23,7 @@ INPUTS = Path("shared") / "inputs.json"  # digests of what the run reads
 FREE = set(
     "checkpoint_seconds threads json out micro_batch jobs agents seeds reference agent seed agent_config device "
     "gradient_checkpointing shard price resume retries ray cell_cpus cell_gpus share "
-    "stream follow host port most_prompts".split()
+    "follow host port most_prompts".split()
 )
 """Settings that may change between two runs in one folder: which cells there are, and what each cell checks itself."""
 

@@ -5,7 +5,7 @@ sources.py   where prompts come from: a folder, standard input; server.py: an HT
 journal.py   what has come in, what was answered, what happened: files that a kill at any moment leaves usable
 signals.py   what is noticed about a prompt and its reply
 watch.py     which of it has changed
-labels.py    which prompts the teacher is asked about, and what it says
+desk.py      which prompts the teacher is asked about, and what it says
 learner.py   the student: what it learns from, the gate, the way back
 loop.py      block by block: answer, watch, label, learn
 show.py      the figures

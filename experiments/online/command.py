@@ -6,12 +6,13 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
 
 from envs.errors import InputError
+from experiments.explore.app import port_of
 from experiments.folder import full_disk_is_said
 from experiments.gate.conditions import read_gate
 from experiments.online import show
@@ -20,7 +21,7 @@ from experiments.online.gate import checked
 from experiments.online.loop import Online
 from experiments.online.server import Endpoint
 from experiments.online.sources import Folder, Lines, Source
-from experiments.online.watch import Watch
+from experiments.online.watch import check_installed
 from experiments.workspace import Workspace
 
 
@@ -41,24 +42,23 @@ def run(config: OnlineConfig) -> dict[str, float]:
         )
     _check_beforehand(space, config)
     with full_disk_is_said(space.out), space.opened():
-        online = Online(space, config)
-        source = source_of(config, online)
-        try:
-            with _stoppable() as stopped:
-                figures = online.run(source, stopped.is_set)
-        finally:
-            source.close()
-            online.close()
+        with (
+            closing(Online(space, config)) as online,
+            closing(source_of(config, online)) as source,
+            _stoppable() as stopped,
+        ):
+            figures = online.run(source, stopped.is_set)
         show.draw(space.out)
     return figures
 
 
 def _check_beforehand(space: Workspace, config: OnlineConfig) -> None:
     """Raises: InputError: what would be found wrong later, before a folder is begun."""
-    Watch({}, config.delta)
+    check_installed()
     if config.gate is not None:
         checked(read_gate(config.gate), str(config.gate))
-    space.check_student(space.student(config.seed))
+    if config.stream == HTTP:
+        port_of(config.host, config.port)
 
 
 def source_of(config: OnlineConfig, online: Online) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,11 +60,12 @@ class OnlineConfig(DistillConfig):
     """A YAML file of conditions, as of `tdistill evaluate --gate`; none: KL(T‖S) and leak at most a tenth above, and
     task score at most a tenth below, what the student begins with (OUT/gate.yaml)."""
     watch: bool = True
-    """Act on alarms and on the gate; without it they are only noted."""
+    """Act on alarms and on the gate; without it they are only noted. A student that diverges goes back all the same."""
     delta: float = 0.05
     """Confidence of ADWIN for each signal, in (0, 1): the smaller, the fewer false alarms and the later true ones."""
     anomalous: float = 0.002
-    """A prompt that is more unlike the training prompts than all but this share of them is not learnt from."""
+    """A prompt that is more unlike the training prompts than all but this share of them is not learnt from; where they
+    are too few for such a share, none is."""
     hold: int = 128
     """Prompts that the updates are held for, again and again until the gate agrees with what came meanwhile."""
     eval_every: int = 50
@@ -85,11 +87,12 @@ def check(config: OnlineConfig) -> None:
         )
     if config.label_by not in CHOICES:
         raise InputError(f"label_by = {config.label_by!r} is none of {', '.join(CHOICES)}")
-    if config.temperature < 0:
-        raise InputError(f"temperature = {config.temperature} is below 0; 0 takes the most probable token")
+    if not 0 <= config.temperature < math.inf:
+        raise InputError(f"temperature = {config.temperature} is outside [0, ∞); 0 takes the most probable token")
     if config.teacher == ABSENT:
         raise InputError("learning on line asks the teacher again and again; give it with --teacher")
-    unused = {"budget": "updates", "warm_start": "", "lora": 0, "shard": False, "rules": None, "targets": "teacher"}
+    unused: dict[str, object] = {"lora": 0, "shard": False, "rules": None, "targets": "teacher", "price": None}
+    unused |= {"updates": 300, "budget": "updates", "budget_size": 0.0, "warm_start": "", "warm_start_rounds": 8}
     for name, usual in unused.items():
         if getattr(config, name) != usual:
             raise InputError(f"--{name.replace('_', '-')} is not for learning on line; leave it out")

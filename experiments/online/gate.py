@@ -33,7 +33,7 @@ class Trial:
     """
 
     def __init__(self, space: Workspace, config: OnlineConfig, model: Any) -> None:
-        self.space, self.rule = space, space.rule(config.top_p)
+        self.teacher, self.rule = space.teacher, space.rule(config.top_p)
         self.exam, self.path = space.exam("validation"), config.gate or space.out / FILE
         if config.gate is None and not self.path.is_file():
             write(self.path, yaml.safe_dump({"conditions": self._usual(model)}, sort_keys=False))
@@ -45,7 +45,7 @@ class Trial:
         """The verdict on a student, and its measures."""
         found = self._findings(model)
         evaluation = Evaluation(found.measures, self.exam, found, self._teachers if self.gate.needs_teacher else None)
-        return judge(self.gate, evaluation, self.space.teacher), found.measures
+        return judge(self.gate, evaluation, self.teacher), found.measures
 
     def check_beginning(self, model: Any) -> None:
         """Raises: InputError: the student that one begins with does not pass: there would be no way back."""
@@ -58,14 +58,14 @@ class Trial:
             )
 
     def _findings(self, model: Any) -> Findings:
-        return (glance if self.quick else examine)(model, self.exam, self.space.teacher, self.rule)
+        return (glance if self.quick else examine)(model, self.exam, self.teacher, self.rule)
 
     @cached_property
     def _teachers(self) -> Findings:
-        return examine(None, self.exam, self.space.teacher, self.rule)
+        return examine(None, self.exam, self.teacher, self.rule)
 
     def _usual(self, model: Any) -> list[dict[str, Any]]:
-        found = glance(model, self.exam, self.space.teacher, self.rule).measures
+        found = glance(model, self.exam, self.teacher, self.rule).measures
         return [
             {"measure": name, sense: round(found[name] * (1 + ROOM if sense == "at_most" else 1 - ROOM), 6)}
             for name, sense in USUAL.items()

@@ -8,6 +8,7 @@ events.jsonl    {"prompts", "event", …}: alarms, trials of the gate, ends of h
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -57,13 +58,22 @@ class Log:
                 break
             self.count, end = self.count + 1, at
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
+        self._file, self._end = path.open("ab", buffering=0), end
         self._file.truncate(end)
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Append a line."""
-        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
+        """Append a line, whole or not at all.
+
+        Raises: OSError: the disk is full.
+        """
+        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            self._file.truncate(self._end)
+            raise
+        self._end += len(line)
         self.count += 1
 
     def sync(self) -> None:
@@ -116,6 +126,7 @@ class Journal:
         """Write a prompt down, and where it stood at its origin.
 
         Returns: its number.
+        Raises: OSError: the disk is full; the prompt was not taken.
         """
         with self.some:
             self._log.add({"prompt": text, "from": origin, "at": at})

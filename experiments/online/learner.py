@@ -22,10 +22,8 @@ from experiments.arms import agent_of
 from experiments.cell import build_agent
 from experiments.labels import Labels
 from experiments.online.config import OnlineConfig
-from experiments.online.labels import Desk
-from experiments.schedules import least_mass
+from experiments.online.desk import Desk
 from experiments.seen import remember
-from experiments.store.source import min_mass_of
 from experiments.workspace import Cell, Workspace
 
 ENDLESS = 2**31
@@ -51,7 +49,7 @@ class Learner:
         settings, kind = space.settings(config.agent), agent_class(agent_of(config.agent))
         anchor = space.episodes(config.seed, config.top_p)
         if "min_mass" in {field.name for field in fields(kind.Config)}:
-            settings = {"min_mass": least_mass(settings, config.top_p, min_mass_of(anchor)), **settings}
+            settings = {"min_mass": None, **settings}  # what the sets of a stream retain is not known beforehand
         cell = Cell(config.agent, config.seed, config.top_p)
         agent = build_agent(replace(config, updates=ENDLESS), cell, self.student, settings)
         assert isinstance(agent, Agent)
@@ -60,6 +58,8 @@ class Learner:
                 f"{config.agent} learns from walks of its own, and a stream brings labels; take one that learns from "
                 "given episodes, as soft_q or bellman_distill, or student_share = 0"
             )
+        if getattr(agent.config, "is_staged", False):
+            raise InputError(f"{config.agent}: a schedule ends with its run, and a stream has no end; leave it out")
         self.agent, self.labels = agent, Labels(space.teacher, agent.needs)
         self.gamma = settings.get("gamma", config.gamma)
         self.anchor = Replay(len(anchor), seed=config.seed)
@@ -134,6 +134,23 @@ class Learner:
             os.rename(directory, old)
         os.rename(new, directory)
         shutil.rmtree(old, ignore_errors=True)
+
+    def export_passed(self, directory: Path, learnt: Iterable[str], checkpoint: Path | None) -> None:
+        """See that the last student that passed is there, as `export` writes it: a kill may have come between.
+
+        Args:
+            checkpoint: of the student as it is; None: it is the last that passed.
+        """
+        old = directory.with_name("student.old")
+        if not directory.is_dir() and old.is_dir():
+            os.rename(old, directory)
+        if directory.is_dir():
+            return
+        if checkpoint is not None:
+            self.agent.load(self._folder(self.passed))
+        self.export(directory, learnt, {})
+        if checkpoint is not None:
+            self.agent.load(checkpoint)
 
     def save(self, directory: Path) -> dict[str, Any]:
         """Write the student as it is, and return the rest of what the next update depends on."""

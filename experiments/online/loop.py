@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,13 @@ from envs.sequences import context_limit_of
 from experiments.cell import check_settings, last_checkpoint, new_checkpoint
 from experiments.config import plain
 from experiments.evaluate import ROWS
+from experiments.folder import digest
 from experiments.online.config import OnlineConfig
+from experiments.online.desk import Asked, Chooser, Desk
 from experiments.online.gate import Trial
-from experiments.online.journal import Block, Journal, Log
-from experiments.online.labels import Chooser, Desk, Reading
+from experiments.online.journal import Block, Journal, Log, lines
 from experiments.online.learner import Learner
-from experiments.online.signals import OF_PROMPTS, OF_REPLIES, OF_TEACHER, Lately, Usual, of_replies
+from experiments.online.signals import OF_PROMPTS, OF_REPLIES, OF_TEACHER, SIDES, Lately, Usual, of_replies
 from experiments.online.sources import Source
 from experiments.online.usual import MOST, usual_of
 from experiments.online.watch import Alarm, Watch
@@ -43,7 +44,8 @@ LEARNING, HELD = "learning", "held"
 WAIT = 0.2
 """Seconds between two looks at a stream that has nothing."""
 STATE = "online.pt"
-KEPT = "mode left owed learnt blocks surprises".split()
+LEARNT = "learnt.jsonl"
+KEPT = "mode left owed blocks surprises".split()
 COUNTED = "prompts unlike labels teacher_tokens alarms rolled_back failed passed".split()
 
 
@@ -67,8 +69,8 @@ class Online:
         self.mode, self.left = LEARNING, 0  # prompts left of the hold
         self.since = Counter[str]()  # values of each signal since the hold began
         self.owed = 0.0  # share of an update
-        self.learnt = list[str]()  # hashes of prompts that the student that passed has learnt from
         self.blocks = 0  # done
+        self.width = min(config.max_candidates, space.teacher.vocab_size)
         self.bigrams, usual = usual_of(space, config, self.model)
         self.watch, self.lately = Watch(usual, config.delta), Lately()
         self.surprises = usual["surprise"]  # of prompts that may be learnt from
@@ -82,11 +84,11 @@ class Online:
             self.learner.adopt(0)
         else:
             self._restore(found)
-        if not (self.out / "student").is_dir():
-            self._export({})
         self.journal = Journal(self.out / "prompts.jsonl", self.blocks)
         self.replies = Log(self.out / "replies.jsonl")
         self.events = Log(self.out / "events.jsonl", self.counts["events"])
+        self.learnt = Log(self.out / LEARNT, self.counts["learnt"])
+        self.learner.export_passed(self.out / "student", self._learnt(), found)
 
     def run(self, source: Source, stopped: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """Go through the stream until it ends, enough has come, or one is `stopped`.
@@ -98,8 +100,9 @@ class Online:
         with tqdm(total=most, desc="online", unit="prompt", initial=self.counts["prompts"]) as bar:
             while not stopped() and (most is None or self.counts["prompts"] < most):
                 size = self.config.block if most is None else min(self.config.block, most - self.counts["prompts"])
+                over = source.over
                 if (block := self._next(source, size)) is None:
-                    if source.over:
+                    if over:
                         break
                     continue
                 passed = self.learner.passed
@@ -109,7 +112,7 @@ class Online:
                 if time.monotonic() - saved >= self.config.checkpoint_seconds or self.learner.passed != passed:
                     self.checkpoint()
                     saved = time.monotonic()
-        if self.mode == LEARNING and self.learner.updates > self.learner.tried:
+        if not stopped() and self.mode == LEARNING and self.learner.updates > self.learner.tried:
             self._try()
         self.checkpoint()
         return self.figures()
@@ -146,8 +149,10 @@ class Online:
                 size = len(teacher.encode(text))
         except InputError as error:
             return str(error)
-        room = min(teacher.context_limit - 1, context_limit_of(self.model) - config.max_new_tokens)
+        room = min(teacher.context_limit, context_limit_of(self.model)) - config.max_new_tokens
         limit = min(config.max_prompt_tokens or room, room)
+        if (extras := self.space.extras) is not None:  # whose ids must fit beside one of the teacher's
+            limit = min(limit, next(n for n in range(limit, -1, -1) if not n or extras.room(n) < self.width))
         return f"the prompt has {size} tokens, the limit is {limit}; shorten it" if size > limit else ""
 
     def checkpoint(self) -> None:
@@ -165,7 +170,7 @@ class Online:
 
     def close(self) -> None:
         """Close the files."""
-        for file in (self.journal, self.replies, self.events):
+        for file in (self.journal, self.replies, self.events, self.learnt):
             file.close()
 
     def _restore(self, found: Path) -> None:
@@ -175,14 +180,15 @@ class Online:
             setattr(self, name, state[name])
         self.counts, self.since = Counter(state["counts"]), Counter(state["since"])
         self.lately = Lately(state["lately"])
-        self.watch = Watch(state["watch"]["usual"], self.config.delta, state["watch"]["seen"])
+        self.watch = Watch(**state["watch"], delta=self.config.delta)
         self.chooser.restore(state["chooser"])
         self.learner.load(found, state["learner"])
 
     def _own(self) -> dict[str, Any]:
         """Settings that may change in the folder of a comparison, and may not here."""
         names = ("agent", "agent_config", "seed")
-        return {name: plain(getattr(self.config, name)) for name in names}
+        gate = {"gate": digest(self.trial.path.read_bytes())}
+        return {name: plain(getattr(self.config, name)) for name in names} | gate
 
     def _block(self, block: Block, source: Source) -> None:
         """Answer a block, look at it, have some of it labelled, and learn."""
@@ -190,8 +196,8 @@ class Online:
             prompts = [self.space.teacher.encode(text) for text in block.texts]
         replies = self._answered(block, prompts)
         texts = [self.space.teacher.decode(reply) for reply in replies]
-        for place, text in enumerate(texts):
-            source.deliver(block.first + place, text)
+        for place, (reply, text) in enumerate(zip(replies, texts, strict=True)):
+            source.deliver(block.first + place, text, reply[-1] in self.space.teacher.eos_ids)
         signals = self._signals(block, prompts, replies)
         for place, (prompt, text) in enumerate(zip(block.texts, texts, strict=True)):
             if block.first + place >= self.replies.count:
@@ -247,13 +253,13 @@ class Online:
         self.since.update(signals.keys())
         return self.watch.see(signals)
 
-    def _react(self, block: Block, alarms: list[Alarm], reading: Reading | None) -> None:
+    def _react(self, block: Block, alarms: list[Alarm], reading: Asked | None) -> None:
         """Learn from what was labelled, or keep it while the updates are held."""
-        portion = [] if reading is None else [(block.number, len(reading.rows))]
+        portion = None if reading is None else (block.number, len(reading.rows))
         for alarm in alarms:
             self._note("alarm", signal=alarm.signal, mean=alarm.mean, state=self.mode)
         if self.mode == HELD:
-            self.learner.waiting += portion
+            self.learner.waiting += [portion] if portion else []
             self.left -= len(block.texts)
             if self.left <= 0:
                 self._end_hold()
@@ -261,11 +267,10 @@ class Online:
         self.counts["alarms"] += bool(alarms)
         if alarms and self.config.watch:
             self._hold(quarantine=False)
-            self.learner.waiting += portion
-            return
-        for number, count in portion:
-            self.learner.take(number, count)
-            self._learn(count)
+            self.learner.waiting += [portion] if portion else []
+        elif portion:
+            self.learner.take(*portion)
+            self._learn(portion[1])
 
     def _learn(self, labels: int) -> None:
         """The updates that so many labels are worth, and a trial of the gate if one is due."""
@@ -293,7 +298,9 @@ class Online:
         if lacking and self.config.watch:
             self._hold(quarantine=True)
             return False
-        self.learnt += [digest for number, _ in self.learner.fresh for digest in self.desk.reading(number).hashes]
+        for number, _ in self.learner.fresh:
+            self.learnt.add({"hashes": self.desk.reading(number).hashes})
+            self.counts["learnt"] += 1
         self.learner.adopt(self.counts["passed"] + self.counts["failed"])
         self.watch.rebased(dict.fromkeys([*OF_REPLIES, *OF_TEACHER], 0))  # it answers otherwise than the one before
         self._export(measures)
@@ -309,6 +316,7 @@ class Online:
         self.mode, self.left, self.owed = HELD, self.config.hold, 0.0
         self.since.clear()
         self.counts["rolled_back"] += 1
+        self._note("held")
 
     def _end_hold(self) -> None:
         """Learn from what waits, on trial; if the gate agrees, what has changed is usual from now on."""
@@ -316,14 +324,18 @@ class Online:
         if labels and not (self._update(round(labels * self.config.updates_per_label)) and self._try()):
             return
         self.surprises = [*self.surprises, *self.watch.seen["surprise"][-self.since["surprise"] :]][-MOST:]
-        self.watch.rebased({name: self.since[name] for name in OF_PROMPTS})
+        self.watch.rebased({name: self.since[name] for name in (OF_PROMPTS if labels else SIDES)})
         if labels:  # another student than the one that answered meanwhile
             self.watch.forget([*OF_REPLIES, *OF_TEACHER])
         self.mode, self.left = LEARNING, 0
         self._note("resumed", labels=labels)
 
     def _export(self, measures: dict[str, float]) -> None:
-        self.learner.export(self.out / "student", self.learnt, measures)
+        self.learner.export(self.out / "student", self._learnt(), measures)
+
+    def _learnt(self) -> Iterator[str]:
+        """Hashes of the prompts of the stream that the student that passed has learnt from."""
+        return (one for _, line in lines(self.out / LEARNT) for one in line["hashes"])
 
     def _note(self, event: str, **more: Any) -> None:
         self.events.add({"prompts": self.counts["prompts"], "event": event, **more})

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 from envs.errors import InputError
 from experiments.explore.guard import is_loopback, name_of
@@ -21,13 +22,16 @@ from experiments.online.sources import Problem
 
 MOST_BYTES = 2**18
 """Of a request's body."""
-MOST_WAITING = 256
+MOST_DISCARDED = 2**24
+"""Of a longer body, which is read to its end, so that the client reads the answer."""
+MOST_WAITING = 64
 """Prompts that may wait to be answered."""
-MOST_CONNECTIONS = 64
+MOST_CONNECTIONS = 128
 SECONDS = 30.0
 """That a client may take to send its request."""
 COMPLETIONS, STATUS = "/v1/completions", "/status"
 BUSY = {"Retry-After": "1"}
+Reply = tuple[str, bool]
 
 
 class Refused(Exception):
@@ -56,7 +60,7 @@ class Endpoint:
         name: str,
     ) -> None:
         self.host, self.journal, self.problem, self.status, self.name = address[0], journal, problem, status, name
-        self._asked: dict[int, tuple[threading.Event, list[str]]] = {}
+        self._asked: dict[int, tuple[threading.Event, list[Reply]]] = {}
         self._lock, self._closed = threading.Lock(), False
         kind = type("Server", (_Server,), {"address_family": socket.AF_INET6 if ":" in address[0] else socket.AF_INET})
         try:
@@ -86,11 +90,11 @@ class Endpoint:
         with self.journal.some:
             self.journal.some.wait_for(lambda: self.journal.waiting >= most, wait)
 
-    def deliver(self, number: int, reply: str) -> None:
+    def deliver(self, number: int, reply: str, ended: bool) -> None:
         """Answer a request, if its client is one of this process."""
         with self._lock:
             event, place = self._asked.pop(number, (None, []))
-        place.append(reply)
+        place.append((reply, ended))
         if event is not None:
             event.set()
 
@@ -104,14 +108,14 @@ class Endpoint:
         self._server.shutdown()
         self._server.server_close()
 
-    def answer(self, text: str) -> str:
-        """The reply to a prompt, when it is there.
+    def answer(self, text: str) -> Reply:
+        """The reply to a prompt, when it is there, and whether it ended by itself.
 
         Raises: Refused: it cannot be answered, too many wait, or the endpoint is being stopped.
         """
         if why := self.problem(text):
             raise Refused(400, why)
-        event, place = threading.Event(), list[str]()
+        event, place = threading.Event(), list[Reply]()
         with self._lock:
             if self._closed:
                 raise Refused(503, "the server is being stopped", BUSY)
@@ -134,7 +138,11 @@ class _Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._places.acquire(blocking=False):
-            super().process_request(request, client_address)
+            try:
+                super().process_request(request, client_address)
+            except BaseException:  # no thread was begun that would give the place back
+                self._places.release()
+                raise
             return
         request.settimeout(1.0)
         with suppress(OSError):  # a client that is gone needs no answer
@@ -153,7 +161,22 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = SECONDS
+    timeout: ClassVar[float] = SECONDS
+
+    def setup(self) -> None:
+        """Give the client a time for its whole request: what comes later is not read."""
+        super().setup()
+        self._timer = threading.Timer(self.timeout, self._too_late)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def finish(self) -> None:
+        self._timer.cancel()
+        super().finish()
+
+    def _too_late(self) -> None:
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RD)
 
     def do_POST(self) -> None:
         self._guarded(self._complete)
@@ -171,6 +194,10 @@ class _Handler(BaseHTTPRequestHandler):
         except Refused as error:
             status, headers = error.status, error.headers
             body = {"error": {"message": str(error), "type": "invalid_request_error", "code": status}}
+        except Exception as error:  # whatever is wrong here, the client is told, and the others are answered
+            traceback.print_exc()
+            status, headers = 500, {}
+            body = {"error": {"message": f"{type(error).__name__}: {error}", "type": "server_error", "code": status}}
         content = json.dumps(body, ensure_ascii=False).encode()
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", **headers}.items():
@@ -194,8 +221,8 @@ class _Handler(BaseHTTPRequestHandler):
         endpoint = self.server.endpoint
         if self.path != COMPLETIONS:
             raise Refused(404, f"there is no {self.path}; POST {COMPLETIONS} or GET {STATUS}")
-        reply = endpoint.answer(self._prompt())
-        choice = {"index": 0, "text": reply, "finish_reason": "stop", "logprobs": None}
+        reply, ended = endpoint.answer(self._prompt())
+        choice = {"index": 0, "text": reply, "finish_reason": "stop" if ended else "length", "logprobs": None}
         return {"object": "text_completion", "model": endpoint.name, "choices": [choice]}
 
     def _prompt(self) -> str:
@@ -209,15 +236,30 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not length.isascii() or not length.isdigit():
             raise Refused(411, "the request does not say how long it is (Content-Length)")
-        if int(length) > MOST_BYTES:
-            raise Refused(413, f"the request has {length} bytes, the limit is {MOST_BYTES}")
+        if len(length) > 9 or int(length) > MOST_BYTES:
+            self._discard(MOST_DISCARDED if len(length) > 9 else min(int(length), MOST_DISCARDED))
+            raise Refused(413, f"the request has {length[:20]} bytes, the limit is {MOST_BYTES}")
+        content = self._read(int(length))
+        self._timer.cancel()
+        if len(content) < int(length):
+            raise Refused(408, f"the request did not arrive within {self.timeout:g} seconds")
         try:
-            body = json.loads(self.rfile.read(int(length)))
-        except TimeoutError:
-            raise Refused(408, f"the request did not arrive within {SECONDS:g} seconds") from None
+            body = json.loads(content)
         except (ValueError, RecursionError):
             raise Refused(400, "the request is no JSON") from None
+        if isinstance(body, dict) and body.get("stream"):
+            raise Refused(400, "replies are not streamed; leave stream out")
         prompt = body.get("prompt") if isinstance(body, dict) else None
         if not isinstance(prompt, str):
             raise Refused(400, 'the request must be an object with a string "prompt"')
         return prompt
+
+    def _read(self, count: int) -> bytes:
+        """So much of the body, or what has come of it in time."""
+        with suppress(TimeoutError):
+            return self.rfile.read(count)
+        return b""
+
+    def _discard(self, count: int) -> None:
+        while count > 0 and (part := self._read(min(count, 2**16))):
+            count -= len(part)

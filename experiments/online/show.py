@@ -51,11 +51,7 @@ def held(events: list[dict[str, Any]], last: int) -> list[tuple[int, int]]:
     """From which to which prompt the updates rested."""
     found, begun = list[tuple[int, int]](), -1
     for event in events:
-        stops = event["event"] in ("failed", "diverged") or (event["event"], event.get("state")) == (
-            "alarm",
-            "learning",
-        )
-        if stops and begun < 0:
+        if event["event"] == "held" and begun < 0:
             begun = event["prompts"]
         elif event["event"] == "resumed" and begun >= 0:
             found.append((begun, event["prompts"]))

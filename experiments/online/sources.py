@@ -32,8 +32,8 @@ class Source(Protocol):
         """See that so many prompts wait in the journal, or fewer where no more are there after `wait` seconds."""
         ...
 
-    def deliver(self, number: int, reply: str) -> None:
-        """Hand a reply to whoever asked."""
+    def deliver(self, number: int, reply: str, ended: bool) -> None:
+        """Hand a reply to whoever asked; `ended`: it ended by itself, not by its budget."""
         ...
 
     def close(self) -> None:
@@ -73,7 +73,7 @@ class Folder:
                 return
         self._ended = True
 
-    def deliver(self, number: int, reply: str) -> None:
+    def deliver(self, number: int, reply: str, ended: bool) -> None:
         """Nobody waits: replies are in replies.jsonl."""
 
     def close(self) -> None:
@@ -88,9 +88,10 @@ class Folder:
             self._done.add(name)
             try:
                 prompts = load_prompts(path, skip_bad=True)
-            except (InputError, UnicodeDecodeError) as error:
+            except (InputError, UnicodeDecodeError, OSError) as error:
+                self._done.remove(name)  # it may be mended
                 if name not in self.journal.taken:
-                    self.journal.refuse(str(error), name, 0)
+                    self.journal.refuse(str(error), name, -1)
                 continue
             for place in range(self.journal.taken.get(name, 0), len(prompts)):
                 text = prompts[place].text
@@ -103,13 +104,15 @@ class Folder:
 class Lines:
     """Standard input, or another file of lines, read as they come: a prompt each, or a JSON object with `prompt`.
 
-    A pipe is read once: what a kill takes with it before it is in the journal, a few lines at most, is gone.
+    A pipe is read once: what was read ahead, some kilobytes, and is not in the journal is gone with a kill. Of a file
+    that is redirected here, lines that were taken are passed over.
     """
 
     def __init__(self, journal: Journal, problem: Problem, file: IO[str] | None = None) -> None:
         self.journal, self.problem = journal, problem
         self.file = sys.stdin if file is None else file
         self._ended = self._closed = False
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -119,11 +122,16 @@ class Lines:
         return self._ended
 
     def pump(self, most: int, wait: float) -> None:
-        """As `Source.pump`."""
+        """As `Source.pump`.
+
+        Raises: whatever reading raised, as OSError.
+        """
         with self.journal.some:
             self.journal.some.wait_for(lambda: self.journal.waiting >= most or self._ended, wait)
+        if self._error is not None:
+            raise self._error
 
-    def deliver(self, number: int, reply: str) -> None:
+    def deliver(self, number: int, reply: str, ended: bool) -> None:
         """Nobody waits: replies are in replies.jsonl."""
 
     def close(self) -> None:
@@ -131,16 +139,23 @@ class Lines:
         self._closed = True
 
     def _run(self) -> None:
-        for place, line in enumerate(self.file):
-            if text := self._text(line.strip(), place):
-                self.journal.accept(text, "stdin", place)
-            while self.journal.waiting >= AHEAD and not self._closed:
-                time.sleep(0.01)
-            if self._closed:
-                return
+        try:
+            self._read()
+        except BaseException as error:  # the thread that pumps raises it
+            self._error = error
         with self.journal.some:
             self._ended = True
             self.journal.some.notify_all()
+
+    def _read(self) -> None:
+        known = self.journal.taken.get("stdin", 0) if self.file.seekable() else 0  # of a file, not of a pipe
+        for place, line in enumerate(self.file):
+            if self._closed:
+                return
+            if place >= known and (text := self._text(line.strip(), place)):
+                self.journal.accept(text, "stdin", place)
+            while self.journal.waiting >= AHEAD and not self._closed:
+                time.sleep(0.01)
 
     def _text(self, line: str, place: int) -> str:
         """The prompt of a line; empty, and noted, if it has none that can be answered."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,10 @@ from envs.errors import InputError
 from experiments.online.signals import SIDES, UP, Usual
 
 EFFECT = 0.1
-"""Change of a mean rank that is worth an alarm."""
+"""Least change of a mean rank that is worth an alarm."""
+DEVIATIONS = 3.0
+MOST = 4096
+"""Values of a signal that are kept; up to twice as many."""
 FEWEST = 64
 """Values of a signal that say what is usual."""
 FRESH = 32
@@ -33,31 +37,33 @@ class Watch:
 
     ADWIN keeps as long a window of the latest ranks as has one mean: where an older and a newer part differ by more
     than chance allows with confidence 1 − δ, for any way to cut it, the older one is dropped. The mean of usual ranks
-    is ½, and that of new ones the probability that a new value exceeds a usual one: the alarm is given as soon as the
-    window's is off by `EFFECT`, once until the watch is rebased.
+    is ½, and that of new ones the probability that a new value exceeds a usual one: the alarm is given, once until the
+    watch is rebased, as soon as the window's mean is off by max(.1, 3/√(12m)), of m usual values: 1/12 is the variance
+    of a uniform rank, and so far few values may lie off what is usual by chance.
 
     Source: Bifet and Gavaldà (2007), Learning from time-changing data with adaptive windowing; the implementation is
     `river.drift.ADWIN`.
     Args:
         usual: values of each signal, in their order.
-        seen:  values since then, of a watch that goes on.
+        seen, raised: values since then, and signals whose alarm was given, of a watch that goes on.
     Raises: InputError: `river` is not installed.
     """
 
     def __init__(
-        self, usual: Mapping[str, Iterable[float]], delta: float, seen: Mapping[str, Iterable[float]] | None = None
+        self,
+        usual: Mapping[str, Iterable[float]],
+        delta: float,
+        seen: Mapping[str, Iterable[float]] | None = None,
+        raised: Iterable[str] = (),
     ) -> None:
         self.delta, self._kind = delta, _adwin()
         self.usual = {name: list(values) for name, values in usual.items()}
-        self.seen: dict[str, list[float]] = {name: [] for name in self.usual}
-        self.raised = set[str]()
+        self.seen = {name: list((seen or {}).get(name, ())) for name in self.usual}
+        self.raised = set(raised)
         self._ranks: dict[str, Usual] = {}
         self._detectors: dict[str, Any] = {}
         for name in self.usual:
             self._prime(name)
-        for name, past in (seen or {}).items():
-            for value in past:
-                self.see({name: value})
 
     def see(self, signals: Mapping[str, float]) -> list[Alarm]:
         """Take in what was noticed about one prompt; alarms, if it makes some certain."""
@@ -71,9 +77,12 @@ class Watch:
             self._detectors[name].update(self._ranks[name].rank(value))
             mean = float(self._detectors[name].estimation)
             change = mean - 0.5 if SIDES[name] == UP else abs(mean - 0.5)
-            if change >= EFFECT and name not in self.raised:
+            if change >= self._least(name) and name not in self.raised:
                 self.raised.add(name)
                 alarms.append(Alarm(name, mean))
+            if len(self.seen[name]) >= 2 * MOST:
+                self.seen[name] = self.seen[name][-MOST:]
+                self._prime(name)
         return alarms
 
     def rebased(self, last: Mapping[str, int]) -> None:
@@ -99,13 +108,25 @@ class Watch:
         if not values:
             self._ranks.pop(name, None)
             return
+        others = self.seen[name]
         self._ranks[name], self._detectors[name] = Usual.of(values), self._kind(delta=self.delta, clock=1)
         for value in np.random.default_rng(0).permutation(values).tolist():
             self._detectors[name].update(self._ranks[name].rank(value))
+        for value in others:
+            self._detectors[name].update(self._ranks[name].rank(value))
+
+    def _least(self, name: str) -> float:
+        """Change of the window's mean that is an alarm."""
+        return max(EFFECT, DEVIATIONS / math.sqrt(12 * len(self.usual[name])))
 
     def state(self) -> dict[str, Any]:
         """All that it depends on."""
-        return {"usual": self.usual, "seen": self.seen}
+        return {"usual": self.usual, "seen": self.seen, "raised": sorted(self.raised)}
+
+
+def check_installed() -> None:
+    """Raises: InputError: `river` is not installed."""
+    _adwin()
 
 
 def _adwin() -> Any:

@@ -7,7 +7,7 @@ comes a stretch of `stretch` that is otherwise, then `calm` usual ones again:
 
     nothing   usual messages, to count false alarms
     phone     messages as they are typed on a phone, in lower case and without punctuation: a shift to be learnt
-    garbled   random words: prompts that teach nothing
+    garbled   messages whose letters are shuffled: prompts that teach nothing
     misled    usual messages, but the teacher's words are swapped for others: wrong labels
 
 Every stream is gone through with the watch and without it, by the same seed: paired. Students are measured on the test
@@ -114,7 +114,7 @@ def one_run(config: PoisonedStreamConfig, kind: str, watch: bool, seed: int) -> 
 
 
 def noticed(out: Path, begin: int, end: int) -> Figures:
-    """False alarms before the stretch; prompts of it until an alarm or a failed gate, if there was one."""
+    """Alarms of the whole stream; prompts of the stretch until an alarm or a failed gate, if there was one."""
     told = [(event["prompts"], event) for _, event in lines(out / "events.jsonl")]
     stops = [
         (at, event)
@@ -123,7 +123,7 @@ def noticed(out: Path, begin: int, end: int) -> Figures:
     ]
     within = [at - begin for at, _ in stops if begin < at <= end]
     return {
-        "false_alarms": float(len({at for at, event in stops if event["event"] == "alarm" and at <= begin})),
+        "alarmed": float(len({at for at, event in stops if event["event"] == "alarm"})),
         "found": float(bool(within)),
         **({"delay": float(within[0])} if within else {}),
     }
@@ -208,7 +208,7 @@ class _MisledWalk:
 
 def said(config: PoisonedStreamConfig, found: dict[tuple[str, bool], list[Figures]]) -> str:
     """Both tables."""
-    heads = ["stretch", "found", "after prompts", "false alarms", "rolled back", "gate failed", "put away"]
+    heads = ["stretch", "found", "after prompts", "alarms", "rolled back", "gate failed", "put away"]
     lines = [heads]
     for kind in KINDS:
         own = found[kind, True]
@@ -218,7 +218,7 @@ def said(config: PoisonedStreamConfig, found: dict[tuple[str, bool], list[Figure
                 kind,
                 f"{sum(one['found'] for one in own):.0f} of {len(own)}",
                 ", ".join(f"{delay:.0f}" for delay in delays) or "none",
-                *(f"{sum(one[name] for one in own):.0f}" for name in ("false_alarms", "rolled_back", "failed")),
+                *(f"{sum(one[name] for one in own):.0f}" for name in ("alarmed", "rolled_back", "failed")),
                 f"{sum(one['quarantined'] for one in own) / len(own):.0f}",
             ]
         )
@@ -230,11 +230,12 @@ def said(config: PoisonedStreamConfig, found: dict[tuple[str, bool], list[Figure
             gaps = [one - other for one, other in zip(watched, not_watched, strict=True)]
             cells += [_cell(watched), _cell(not_watched), _cell(gaps, "+")]
         quality.append([kind, *cells])
-    prompts = config.seeds * config.calm * len(KINDS)
+    prompts = config.seeds * (2 * config.calm + config.stretch)
     return "\n\n".join(
         [
             aligned(lines, markdown=True),
-            f"{config.seeds} seeds; false alarms: in {prompts:,} usual prompts before the stretches",
+            f"{config.seeds} seeds, sums over them, labels put away in the mean; alarms of `nothing`, in {prompts:,} "
+            "usual prompts, are false",
             aligned(quality, markdown=True),
             "test messages, ± half of a 95 % interval",
         ]

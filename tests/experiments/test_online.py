@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,6 +32,7 @@ from experiments.online import loop
 from experiments.online.config import OnlineConfig
 from experiments.online.journal import Log, lines
 from experiments.online.learner import Learner
+from experiments.online.sources import Folder
 from experiments.seen import TRAINED_ON
 from tests.experiments.streams import STRANGE, opened, prompts, ran, settings, through
 
@@ -93,7 +94,7 @@ def test_a_shift_is_noticed_held_and_taken_up(tmp_path: Path) -> None:
 def test_a_student_that_fails_is_not_kept(tmp_path: Path) -> None:
     """Updates that ruin it: the weights stay those that passed, its labels are put away, and it is tried again."""
     config = settings(tmp_path, prompts(320), agent_config=("bc.lr=1.0",))
-    figures, told = ran(config), [event for event in events(config.out) if event["event"] != "alarm"]
+    figures, told = ran(config), [event for event in events(config.out) if event["event"] not in ("alarm", "held")]
     assert [event["event"] for event in told] == ["failed"] * len(told) and len(told) >= 3
     gaps = [after["prompts"] - before["prompts"] for before, after in pairwise(told)]
     assert gaps == [48] * len(gaps)
@@ -129,13 +130,15 @@ def test_what_ruins_a_student_after_an_alarm_is_put_away_and_the_rest_learnt(tmp
         first = judgement.verdicts[0]
         return type(judgement)((type(first)(first.name, 9.0, 1.0, None, False),), (), False), measures
 
+    wary.path = trial.path  # type: ignore[attr-defined]
     online.trial = wary  # type: ignore[assignment]
     figures = through(online)
     online.close()
-    told = [event["event"] for event in events(config.out) if event["event"] != "alarm"]
+    told = [event["event"] for event in events(config.out) if event["event"] not in ("alarm", "held")]
     assert "failed" in told and told.index("failed") < told.index("resumed") < len(told) - 1
     assert 1 <= figures["failed"] <= 2 and figures["quarantined"] > 0
-    assert not strange & set(online.learnt) and len(online.learnt) > 48
+    learnt = set(online._learnt())
+    assert not strange & learnt and len(learnt) > 48
     everything = [online.learner.adopted, online.learner.fresh, online.learner.waiting, online.learner.quarantined]
     assert sum(count for portions in everything for _, count in portions) == figures["labels"], "nothing is lost"
 
@@ -185,6 +188,64 @@ def test_killed_anywhere_it_goes_on_to_the_same_end(tmp_path: Path, monkeypatch:
             assert one == other
         assert same(weights(config.out), expected[2])
     assert kills >= 2
+
+
+def test_stopped_by_hand_it_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    config = settings(tmp_path, prompts(96), eval_every=20)
+    figures = ran(config)
+    expected = trace(config.out)
+    shutil.rmtree(config.out)
+    for blocks in (1, 2, 99):
+        online = opened(config)
+        left = [blocks]
+
+        def stopped(left: list[int] = left) -> bool:
+            left[0] -= 1
+            return left[0] < 0
+
+        found = online.run(Folder(Path(config.stream), online.journal, online.problem), stopped)
+        online.close()
+    assert found == figures
+    assert trace(config.out)[:2] == expected[:2] and same(weights(config.out), expected[2])
+
+
+def test_the_student_that_passed_is_there_whatever_a_kill_left(tmp_path: Path) -> None:
+    config = settings(tmp_path, prompts(80))
+    ran(replace(config, most_prompts=48))
+    before, place = weights(config.out), config.out / "student"
+    online = opened(replace(config, most_prompts=56))
+    online.run(Folder(Path(config.stream), online.journal, online.problem), lambda: online.counts["prompts"] > 48)
+    online.close()
+    os.rename(place, place.with_name("student.old"))
+    opened(config).close()
+    assert same(weights(config.out), before) and not place.with_name("student.old").is_dir()
+    shutil.rmtree(place)
+    online = opened(config)
+    assert same(weights(config.out), before)
+    assert online.learner.updates > online.learner.tried, "it goes on as it was"
+    online.close()
+
+
+def test_a_prompt_must_leave_room_for_the_reply_in_both_contexts(tmp_path: Path) -> None:
+    online = opened(settings(tmp_path, ["1"]))
+    model, teacher = online.model.config.max_position_embeddings, online.space.teacher
+    assert not online.problem(" ".join("1" * (model - 6)))
+    assert f"the limit is {model - 6}" in online.problem(" ".join("1" * (model - 5)))
+    teacher.context_limit, before = 20, teacher.context_limit
+    try:
+        assert "the limit is 14" in online.problem(" ".join("1" * 15)) and not online.problem(" ".join("1" * 14))
+    finally:
+        teacher.context_limit = before
+    assert "no text of" in online.problem("hello") and "empty" in online.problem("  ")
+    online.close()
+
+
+def test_a_gate_that_was_changed_is_another_run(tmp_path: Path) -> None:
+    config = settings(tmp_path, prompts(16))
+    ran(config)
+    (config.out / "gate.yaml").write_text("conditions: [{measure: leak, at_most: 1}]", encoding="utf-8")
+    with pytest.raises(InputError, match="was run with agent settings"):
+        ran(config)
 
 
 def test_a_run_that_is_over_goes_on_when_more_comes(tmp_path: Path) -> None:

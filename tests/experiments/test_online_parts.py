@@ -17,8 +17,8 @@ import torch
 from agents.student import build_student
 from envs.errors import InputError
 from experiments.online.config import OnlineConfig, check
+from experiments.online.desk import Chooser
 from experiments.online.journal import Journal, Log, lines
-from experiments.online.labels import Chooser
 from experiments.online.show import held
 from experiments.online.signals import LATELY, Bigrams, Lately, Usual, of_replies
 from experiments.online.sources import Folder, Lines
@@ -121,6 +121,31 @@ def test_a_signal_that_was_forgotten_is_learnt_anew() -> None:
     assert [alarm for value in uniform(rng, 64) for alarm in again.see({"leak": 6 + value})]
 
 
+def test_few_usual_values_give_few_false_alarms() -> None:
+    """After `forget` 32 values say what is usual: of 300 streams of 200, less than one in fifty is alarmed."""
+    rng, alarmed = np.random.default_rng(5), 0
+    for _ in range(300):
+        watch = Watch({"reply_length": uniform(rng, FEWEST)}, 0.05)
+        watch.forget(["reply_length"])
+        alarmed += any(watch.see({"reply_length": value}) for value in uniform(rng, FRESH + 200))
+    assert alarmed <= 6
+
+
+def test_a_watch_keeps_so_many_values_and_goes_on_as_it_would_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.online.watch.MOST", 50)
+    rng = np.random.default_rng(6)
+    watch = Watch({"leak": uniform(rng)}, 0.05)
+    for value in [0.2 + value for value in uniform(rng, 380)]:
+        watch.see({"leak": value})
+        assert len(watch.seen["leak"]) < 100
+    again, more = Watch(**watch.state(), delta=0.05), uniform(rng, 200)
+    assert watch.raised == {"leak"} == again.raised
+    for value in more:
+        watch.see({"leak": value})
+        again.see({"leak": value})
+    assert watch._detectors["leak"].estimation == again._detectors["leak"].estimation
+
+
 def test_a_watch_goes_on_as_it_would_have() -> None:
     rng = np.random.default_rng(3)
     usual, stream = {"leak": uniform(rng)}, [*uniform(rng, 100), *(0.3 + 0.7 * rng.random(200)).tolist()]
@@ -166,6 +191,80 @@ def test_a_log_drops_what_is_cut_and_what_comes_behind_a_checkpoint(tmp_path: Pa
     log.add({"n": 9})
     log.close()
     assert [line["n"] for _, line in lines(path)] == [0, 1, 9]
+
+
+def test_a_line_is_whole_or_not_there_when_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "prompts.jsonl"
+    journal = Journal(path)
+    journal.accept("a", "http")
+    whole = journal._log._file
+
+    class Full:
+        """Takes half a line."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(whole, name)
+
+        def write(self, line: bytes) -> int:
+            return whole.write(line[:9])
+
+    monkeypatch.setattr(journal._log, "_file", Full())
+    with pytest.raises(OSError, match="No space left"):
+        journal.accept("b", "http")
+    monkeypatch.setattr(journal._log, "_file", whole)
+    assert journal.accept("c", "http") == 1
+    journal.close()
+    assert [line["prompt"] for _, line in lines(path)] == ["a", "c"]
+
+
+def test_a_file_that_is_mended_is_read_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "stream"
+    folder.mkdir()
+    (folder / "a.txt").write_bytes("één\ntwee\n".encode("latin-1"))
+    journal = Journal(tmp_path / "prompts.jsonl")
+    source = Folder(folder, journal, fine, follow=True)
+    for _ in range(3):
+        source.pump(9, 0.0)
+    assert journal.waiting == 0 and journal.refused == 1
+    (folder / "a.txt").write_text("één\ntwee\n", encoding="utf-8")
+    source.pump(9, 0.0)
+    block = journal.next(9)
+    assert block is not None and block.texts == ["één", "twee"]
+
+
+def test_lines_that_no_parser_takes_are_passed_over(tmp_path: Path) -> None:
+    deep, long = '{"a":' + "[" * 100_000, '{"prompt": "x", "a": ' + "9" * 5000 + "}"
+    journal = Journal(tmp_path / "prompts.jsonl")
+    source = Lines(journal, fine, io.StringIO(f"one\n{deep}\n{long}\ntwo\n"))
+    while not source.over:
+        source.pump(9, 1.0)
+    assert journal.waiting == 2 and journal.refused == 2
+    folder = tmp_path / "stream"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text(f'{deep}\n{{"prompt": "three"}}\n{long}\n', encoding="utf-8")
+    Folder(folder, journal, fine).pump(9, 0.0)
+    assert journal.waiting == 3
+
+
+def test_what_reading_raises_ends_the_run(tmp_path: Path) -> None:
+    class Broken(io.StringIO):
+        def __next__(self) -> str:
+            raise OSError("gone")
+
+    source = Lines(Journal(tmp_path / "prompts.jsonl"), fine, Broken())
+    with pytest.raises(OSError, match="gone"):
+        for _ in range(100):
+            source.pump(1, 0.1)
+
+
+def test_a_redirected_file_is_gone_on_with(tmp_path: Path) -> None:
+    for text, count in (("one\ntwo\n", 2), ("one\ntwo\nthree\n", 3)):
+        journal = Journal(tmp_path / "prompts.jsonl")
+        source = Lines(journal, fine, io.StringIO(text))
+        while not source.over:
+            source.pump(9, 1.0)
+        assert journal.count == count
+        journal.close()
 
 
 def test_a_folder_is_read_in_order_and_not_twice(tmp_path: Path) -> None:
@@ -258,10 +357,13 @@ def test_when_the_updates_rested() -> None:
     events = [
         event(10, "passed"),
         event(20, "alarm", state="learning"),
+        event(20, "held"),
         event(30, "alarm", state="held"),
         event(40, "failed"),
+        event(40, "held"),
         event(60, "resumed"),
-        event(70, "failed"),
+        event(65, "alarm", state="learning"),
+        event(70, "held"),
     ]
     assert held(events, 90) == [(20, 60), (70, 90)]
 
@@ -269,6 +371,8 @@ def test_when_the_updates_rested() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
+        ({"temperature": float("inf")}, "temperature = inf"),
+        ({"updates": 9}, "--updates is not for learning on line"),
         ({"label": 1.5}, "label = 1.5 is outside [0, 1]"),
         ({"watched": 0.0}, "watched = 0.0 is outside (0, 1]"),
         ({"anchor": 1.0}, "anchor = 1.0 is outside [0, 1)"),

@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -54,7 +55,7 @@ def answering(endpoint: Endpoint, reply: Callable[[str], str], count: int) -> th
             endpoint.pump(4, 0.05)
             if block := endpoint.journal.next(4):
                 for place, text in enumerate(block.texts):
-                    endpoint.deliver(block.first + place, reply(text))
+                    endpoint.deliver(block.first + place, reply(text), text != "prompt 3")
                 done += len(block.texts)
 
     thread = threading.Thread(target=run)
@@ -69,7 +70,14 @@ def test_each_client_gets_its_own_reply(endpoint: Endpoint) -> None:
     thread.join()
     for number, (status, body) in enumerate(found):
         assert status == 200 and body["object"] == "text_completion" and body["model"] == "m"
-        assert body["choices"] == [{"index": 0, "text": f"PROMPT {number}", "finish_reason": "stop", "logprobs": None}]
+        assert body["choices"] == [
+            {
+                "index": 0,
+                "text": f"PROMPT {number}",
+                "finish_reason": "length" if number == 3 else "stop",
+                "logprobs": None,
+            }
+        ]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +91,9 @@ def test_each_client_gets_its_own_reply(endpoint: Endpoint) -> None:
         ({"prompt": "x"}, {"Content_Type": "text/plain"}, 415, "application/json"),
         ({"prompt": "x"}, {"Host": "evil.example"}, 403, "not 'evil.example'"),
         (b" " * (MOST_BYTES + 1), {}, 413, f"the limit is {MOST_BYTES}"),
+        (b" " * 2**22, {}, 413, f"the limit is {MOST_BYTES}"),
         ({"prompt": "x"}, {"Content_Length": "-1"}, 411, "Content-Length"),
+        ({"prompt": "x", "stream": True}, {}, 400, "not streamed"),
     ],
 )
 def test_what_it_refuses(endpoint: Endpoint, body: Any, headers: dict[str, str], status: int, said: str) -> None:
@@ -108,7 +118,7 @@ def test_it_says_when_too_many_wait(endpoint: Endpoint, monkeypatch: pytest.Monk
     for number in range(3):
         endpoint.journal.accept(str(number), "http")
     status, body = ask(endpoint, {"prompt": "x"})
-    assert status == 503 and "3 prompts wait already" in body["error"]["message"] and MOST_WAITING == 256
+    assert status == 503 and "3 prompts wait already" in body["error"]["message"] and MOST_WAITING == 64
 
 
 def test_it_takes_so_many_connections_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +138,30 @@ def test_a_client_that_dawdles_is_let_go(endpoint: Endpoint, monkeypatch: pytest
         head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: 10\r\n\r\n{{".encode())
         assert b" 408 " in connection.recv(99)
+
+
+def test_a_client_that_dawdles_byte_by_byte_is_let_go_too(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server._Handler, "timeout", 0.3)
+    with socket.create_connection(("127.0.0.1", endpoint.port), timeout=20) as connection:
+        begun = time.monotonic()
+        with pytest.raises(OSError):
+            while time.monotonic() - begun < 20:
+                connection.sendall(b"P")
+                time.sleep(0.05)
+        assert time.monotonic() - begun < 15
+
+
+def test_a_fault_of_the_server_is_told(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(text: str, origin: str) -> int:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(endpoint.journal, "accept", full)
+        status, body = ask(endpoint, {"prompt": "x"})
+    assert status == 500 and "No space left" in body["error"]["message"]
+    thread = answering(endpoint, str.upper, 1)
+    assert ask(endpoint, {"prompt": "x"})[0] == 200
+    thread.join()
 
 
 def test_clients_that_wait_are_told_when_it_stops(tmp_path: Path) -> None:

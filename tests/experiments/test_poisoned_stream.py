@@ -73,18 +73,18 @@ def test_what_was_noticed_by_hand(tmp_path: Path) -> None:
         {"prompts": 160, "event": "failed"},
     ]
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in told), encoding="utf-8")
-    assert noticed(tmp_path, 96, 200) == {"false_alarms": 1, "found": 1, "delay": 48}
-    assert noticed(tmp_path, 200, 300) == {"false_alarms": 2, "found": 0}
+    assert noticed(tmp_path, 96, 200) == {"alarmed": 2, "found": 1, "delay": 48}
+    assert noticed(tmp_path, 200, 300) == {"alarmed": 2, "found": 0}
 
 
 def test_tables_by_hand() -> None:
-    own = {"found": 1.0, "delay": 30.0, "false_alarms": 0.0, "rolled_back": 2.0, "failed": 1.0, "quarantined": 40.0}
+    own = {"found": 1.0, "delay": 30.0, "alarmed": 0.0, "rolled_back": 2.0, "failed": 1.0, "quarantined": 40.0}
     one, other = own | {"forward_kl": 0.2, "task_score": 0.6}, own | {"forward_kl": 0.3, "task_score": 0.5}
     found = {(kind, watch): [one, other] if watch else [other, other] for kind in KINDS for watch in (True, False)}
     lines = said(CONFIG, found).splitlines()
     row = next(line for line in lines if line.startswith("| garbled"))
     assert [cell.strip() for cell in row.strip("|").split("|")][1:] == ["2 of 2", "30, 30", "0", "4", "2", "40"]
-    assert "2 seeds; false alarms: in 64 usual prompts before the stretches" in lines
+    assert any("alarms of `nothing`, in 40 usual prompts, are false" in line for line in lines)
     row = next(line for line in lines if line.startswith("| phone") and "±" in line)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1:4] == ["0.250±0.635", "0.300±0.000", "-0.050±0.635"]

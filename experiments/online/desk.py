@@ -30,7 +30,7 @@ from experiments.workspace import Workspace
 
 
 @dataclass(frozen=True)
-class Reading:
+class Asked:
     """What was asked about a block's prompts."""
 
     rows: list[int]
@@ -58,9 +58,9 @@ class Desk:
         """The teacher's replies to a block's prompts."""
         return Episodes.load(self.path(number))
 
-    def reading(self, number: int) -> Reading:
+    def reading(self, number: int) -> Asked:
         """What was asked about a block that has labels."""
-        return Reading(**json.loads(self.path(number).with_suffix(".json").read_text(encoding="utf-8")))
+        return Asked(**json.loads(self.path(number).with_suffix(".json").read_text(encoding="utf-8")))
 
     def ask(
         self,
@@ -69,7 +69,7 @@ class Desk:
         model: Any,
         prompts: list[list[int]],
         replies: list[list[int]],
-    ) -> Reading:
+    ) -> Asked:
         """The teacher's replies to prompts of a block, and its view of the student's; what is there is read back.
 
         Args:
@@ -87,7 +87,7 @@ class Desk:
         signals = [{name: float(parts[name][place].mean()) for name in OF_TEACHER} for place in range(len(rows))]
         read = sum(map(len, own)) + sum(map(len, said))
         hashes = [prompt_hash(block.texts[row]) for row in rows]
-        reading = Reading(rows, by_chance, signals, read + int(episodes.length.sum()), hashes)
+        reading = Asked(rows, by_chance, signals, read + int(episodes.length.sum()), hashes)
         self.folder.mkdir(parents=True, exist_ok=True)
         episodes.save(self.path(number))
         write(self.path(number).with_suffix(".json"), json.dumps(asdict(reading)))
