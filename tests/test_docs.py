@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 import subprocess
@@ -66,26 +67,37 @@ def table(page: Path, columns: str) -> dict[str, list[str]]:
     return {name: cells for name, *cells in rows}
 
 
-def test_the_readmes_agents_are_all_of_them_with_the_figures_of_the_results() -> None:
+def test_the_readmes_agents_are_all_of_them_with_the_figures_of_the_reference() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    results = DOCS / "pages/results.md"
-    tasks = module("figure").scores(results)
-    divergences = table(results, r"\| agent +\| top_p \| seeds \| +KL\(T‖S\) \| +KL\(S‖T\) \| +top-1")
+    figure = module("figure")
+    tasks, divergences = figure.scores("task_score"), figure.scores("forward_kl")
     shown = table(ROOT / "README.md", r"\| agent \| learns from")
-    assert tasks["soft_q"] == (0.570, 0.021) and tasks["start"] == (0.391, 0.0)
-    for name, (*_, task, kl) in shown.items():
-        if task == "—":
-            continue
-        assert float(task) == tasks[name][0], name
-        assert float(kl) == float(divergences[name][2].split("±")[0]), name
+    assert set(shown) == set(figure.ARMS) - {"start"}
+    for name, (*_, half, nine, kl) in shown.items():
+        found = tasks[name, 0.5][0], tasks[name, 0.9][0], divergences[name, 0.9][0]
+        assert [float(half), float(nine), float(kl)] == [round(value, 3) for value in found], name
     assert not [name for name in REGISTRY if f"`{name}`" not in text], "every agent is named"
 
 
-def test_the_figure_of_the_readme_is_small_and_names_known_arms() -> None:
+def test_the_table_of_the_reference_is_that_of_its_csv() -> None:
     figure = module("figure")
-    assert set(figure.ARMS) <= set(figure.scores(DOCS / "pages/results.md"))
-    picture = DOCS / "tdistill.png"
-    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size < 100_000
+    shown = table(DOCS / "pages/results.md", r"\| agent \| task, p = .5")
+    assert list(shown) == figure.ARMS
+    for place, measure in enumerate(("task_score", "forward_kl", "leak")):
+        scores = figure.scores(measure)
+        for name, cells in shown.items():
+            for cell, top_p in zip(cells[2 * place : 2 * place + 2], (0.5, 0.9), strict=True):
+                mean, half = scores[name, top_p]
+                value, _, interval = cell.partition("±")
+                assert float(value) == round(mean, 3), (name, measure)
+                assert math.isnan(half) or float(interval or 0) == round(half, 3), (name, measure)
+
+
+def test_the_figures_are_small_and_name_known_arms() -> None:
+    figure = module("figure")
+    assert set(figure.ARMS) <= {agent for agent, _ in figure.scores("task_score")}
+    for picture in (DOCS / "tdistill.png", *(ROOT / "experiments/results").glob("*.png")):
+        assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size < 100_000
 
 
 def test_a_docstring_is_reflowed() -> None:

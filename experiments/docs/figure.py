@@ -2,12 +2,13 @@
 
     python experiments/docs/figure.py --out experiments/docs
 
-The state is computed from the embedded teacher; the scores are read from the table of `pages/results.md`.
+The state is computed from the embedded teacher; the scores are read from `experiments/results/reference.csv`.
 """
 
 from __future__ import annotations
 
-import re
+import csv
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,24 +17,16 @@ import numpy as np
 
 from envs import load_teacher
 from experiments.lessons.sheet import ACCENT, DARK, LIGHT, MIDDLE, mark, sheet
+from experiments.metrics import mean_and_interval
 
 PROMPT = "Does the Halden chain, code F66, fit a city bike?"
 STEPS = 7  # of the most probable token, to "Thanks so much for your message."
 TOP_P, SHOWN = 0.9, 7
-ARMS = {
-    "start": "the student they start from",
-    "bc": "bc",
-    "bc_filtered": "bc_filtered",
-    "kd": "kd",
-    "kd@on=set": "kd@on=set",
-    "gkd": "gkd",
-    "soft_q": "soft_q",
-    "soft_q@gamma=0": "  its twin at γ = 0",
-    "soft_q@shuffle=true": "  values permuted",
-    "bellman_distill": "bellman_distill",
-    "sac": "sac",
-    "value_tilt": "value_tilt",
-}
+RESULTS = Path(__file__).parents[1] / "results" / "reference.csv"
+ARMS = (
+    "start bc bc_filtered kd gkd minillm q_learning soft_q cql sqil bellman_distill actor_critic ppo sac value_tilt"
+).split()
+Scores = dict[tuple[str, float], tuple[float, float]]
 
 
 def state() -> tuple[str, list[tuple[str, float, bool]]]:
@@ -54,16 +47,13 @@ def state() -> tuple[str, list[tuple[str, float, bool]]]:
     return teacher.decode(text[len(prompt) :]), tokens
 
 
-def scores(page: Path) -> dict[str, tuple[float, float]]:
-    """Agent -> task score and half of its 95 % interval (0 where there is one seed), of the table headed by `task`."""
-    tables = page.read_text(encoding="utf-8").split("\n\n")
-    table = next(part for part in tables if re.match(r"\| agent +\| top_p \| seeds \| +task \| +critical", part))
-    found = {}
-    for line in table.splitlines()[2:]:
-        name, _, _, task, *_ = (cell.strip() for cell in line.strip("|").split("|"))
-        value, _, half = task.partition("±")
-        found[name] = float(value), float(half or 0)
-    return found
+def scores(measure: str, path: Path = RESULTS) -> Scores:
+    """(agent, top_p) -> mean of a test measure over seeds, and half of its 95 % interval; NaN of one seed."""
+    found: dict[tuple[str, float], list[float]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            found.setdefault((row["agent"], float(row["top_p"])), []).append(float(row[measure]))
+    return {arm: mean_and_interval(values) for arm, values in found.items()}
 
 
 def draw_state(axes: Any) -> None:
@@ -80,29 +70,32 @@ def draw_state(axes: Any) -> None:
     axes.set_xlabel("probability of the teacher")
 
 
-def draw_scores(axes: Any, found: dict[str, tuple[float, float]]) -> None:
-    """Task scores with their intervals, one row an agent; the dotted line is bc."""
-    for row, name in enumerate(ARMS):
-        value, half = found[name]
-        colour = ACCENT if name.startswith("soft_q") else DARK
-        axes.plot([value - half, value + half], [row, row], color=colour, linewidth=2)
-        axes.plot(value, row, **mark("o", colour))
-    axes.axvline(found["bc"][0], color=MIDDLE, linewidth=1, linestyle=":", zorder=0)
-    axes.set_yticks(range(len(ARMS)), list(ARMS.values()))
+def draw_scores(axes: Any, found: Scores) -> None:
+    """Task scores with their intervals, a row an agent: sets of .9 and of .5; the dotted line is bc."""
+    for colour, top_p, shift in ((DARK, 0.9, -0.16), (ACCENT, 0.5, 0.16)):
+        for row, name in enumerate(ARMS):
+            value, half = found[name, top_p]
+            half = 0.0 if math.isnan(half) else half
+            axes.plot([value - half, value + half], [row + shift] * 2, color=colour, linewidth=1.6)
+            look = mark("o", colour) | {"markersize": 4.5}
+            axes.plot(value, row + shift, label=f"p = {top_p:g}" if row == 0 else "", **look)
+    axes.axvline(found["bc", 0.9][0], color=MIDDLE, linewidth=1, linestyle=":", zorder=0)
+    axes.set_yticks(range(len(ARMS)), ARMS)
     axes.invert_yaxis()
+    axes.legend(fontsize=8, frameon=False, loc="lower left")
     axes.set_xlabel("task score of greedy replies (the teacher: 1)")
 
 
 def main() -> None:
     """Draw both panels into tdistill.png, in the folder after `--out` or the working folder."""
     title = (
-        "Actions are the teacher's likely tokens (left). Reading their probabilities helps;\n"
-        "looking ahead does not on this teacher: soft_q, its γ = 0 twin and permuted values tie (right)"
+        "Actions are the teacher's likely tokens (left). The teacher's distribution as target (kd) does best;\n"
+        "on sets, bellman_distill at p = .5 and soft_q at p = .9 beat cloning (bc) (right)"
     )
-    names = ["A state of the embedded teacher", "Students after 300 updates; 95 % over 5 seeds"]
+    names = ["A state of the embedded teacher", "Students after 600 updates; 95 % over 5 seeds"]
     canvas, (left, right) = sheet(title, names, height=4.2)
     draw_state(left)
-    draw_scores(right, scores(Path(__file__).parent / "pages/results.md"))
+    draw_scores(right, scores("task_score"))
     words = sys.argv
     folder = Path(words[words.index("--out") + 1]) if "--out" in words[:-1] else Path()
     canvas.savefig(folder / "tdistill.png", dpi=125)
