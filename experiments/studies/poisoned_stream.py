@@ -59,7 +59,7 @@ class PoisonedStreamConfig:
     calm: int = 512
     """Prompts before the stretch, and as many behind it."""
     stretch: int = 256
-    agent: str = "bellman_distill"
+    agent: str = "soft_q"
     eval_prompts: int = 128
 
 
