@@ -113,8 +113,7 @@ class Lines:
         self.file = sys.stdin if file is None else file
         self._ended = self._closed = False
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, daemon=True).start()
 
     @property
     def over(self) -> bool:

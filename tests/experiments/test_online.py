@@ -130,8 +130,8 @@ def test_what_ruins_a_student_after_an_alarm_is_put_away_and_the_rest_learnt(tmp
         first = judgement.verdicts[0]
         return type(judgement)((type(first)(first.name, 9.0, 1.0, None, False),), (), False), measures
 
-    wary.path = trial.path  # type: ignore[attr-defined]
-    online.trial = wary  # type: ignore[assignment]
+    wary.path = trial.path
+    online.trial = wary
     figures = through(online)
     online.close()
     told = [event["event"] for event in events(config.out) if event["event"] not in ("alarm", "held")]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -315,8 +316,8 @@ def test_lines_do_not_run_ahead_of_the_answers(tmp_path: Path, monkeypatch: pyte
     source.close()
 
 
-def chooser(**settings: object) -> Chooser:
-    return Chooser(replace(OnlineConfig(), **settings))  # type: ignore[arg-type]
+def chooser(**settings: Any) -> Chooser:
+    return Chooser(replace(OnlineConfig(), **settings))
 
 
 def entropies(values: Sequence[float]) -> list[dict[str, float]]:
@@ -390,9 +391,9 @@ def test_when_the_updates_rested() -> None:
         ({"stream": "http", "port": 70000}, "port = 70000 is outside [0, 65535]"),
     ],
 )
-def test_bad_settings_are_named(settings: dict[str, object], said: str) -> None:
+def test_bad_settings_are_named(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError) as caught:
-        check(replace(OnlineConfig(), **settings))  # type: ignore[arg-type]
+        check(replace(OnlineConfig(), **settings))
     assert said in str(caught.value)
 
 

@@ -52,7 +52,7 @@ def test_a_misled_teacher_says_other_words_as_probable_and_ends_as_often() -> No
     own, theirs = teacher.score([[1, 2, 4]]), honest.score([[1, 2, 4]])
     assert not torch.equal(own, theirs) and torch.equal(own[..., 0], theirs[..., 0])
     assert torch.equal(own.sort(-1).values, theirs.sort(-1).values)
-    env = TopPTokenVectorEnv(2, teacher=teacher, prompts=[[1], [2]], top_p=0.9, max_new_tokens=4)  # type: ignore[arg-type]
+    env = TopPTokenVectorEnv(2, teacher=teacher, prompts=[[1], [2]], top_p=0.9, max_new_tokens=4)
     walked = collect(env, 8, seed=0)
     ends = (walked.prompt_length + walked.length).tolist()
     for row, (text, end) in enumerate(zip(walked.tokens.tolist(), ends, strict=True)):
