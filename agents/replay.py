@@ -50,8 +50,7 @@ class Replay:
     def add(self, episodes: Source) -> None:
         """Take a portion in, and let the oldest portions go that the capacity no longer needs."""
         held: Source | Path = episodes
-        full = sum(map(_bytes, self.portions())) + _bytes(episodes) > self.memory
-        if self.spill is not None and isinstance(episodes, Episodes) and full:
+        if self.spill is not None and isinstance(episodes, Episodes) and self._is_full_with(episodes):
             held = self.spill / f"portion-{self._added:06d}.safetensors"
             episodes.save(held)
         self._portions.append((len(episodes), held))
@@ -61,6 +60,9 @@ class Replay:
             _, gone = self._portions.popleft()
             if isinstance(gone, Path):
                 gone.unlink(missing_ok=True)
+
+    def _is_full_with(self, episodes: Episodes) -> bool:
+        return sum(map(_bytes, self.portions())) + _bytes(episodes) > self.memory
 
     def portions(self) -> list[Source | Path]:
         """What is held, oldest first: episodes, or the files they were spilled to."""

@@ -111,6 +111,45 @@ def embedded_splits(counts: Mapping[str, int] | None = None) -> Splits:
     return Splits(*(embedded_prompts(split, sizes[split]) for split in Splits._fields))
 
 
+def fitting(
+    prompts: Iterable[Prompt],
+    teacher: Teacher,
+    *,
+    longest: int | None = None,
+    skip_bad: bool = False,
+    most: int | None = None,
+    what: str = "prompt",
+) -> list[tuple[Prompt, list[int]]]:
+    """Prompts that leave room for a reply, in their order, and their tokens.
+
+    Args:
+        longest: most tokens of a prompt, if less than the teacher's context leaves.
+        skip_bad: leave longer ones out instead of refusing them.
+        most: stop at so many that fit.
+        what: their name in an error.
+    Raises: InputError: a longer prompt, or none that fits.
+    """
+    room = teacher.context_limit - 1
+    limit, why = room, f"one less than the teacher's context of {room + 1}"
+    if longest is not None and longest < room:
+        limit, why = longest, "max_prompt_tokens"
+    found = list[tuple[Prompt, list[int]]]()
+    for prompt in prompts:
+        if len(found) == most:
+            break
+        ids = teacher.encode(prompt.text)
+        if len(ids) <= limit:
+            found.append((prompt, ids))
+        elif not skip_bad:
+            raise InputError(
+                f"the {what} {prompt.text[:60]!r} has {len(ids)} tokens, the limit is {limit} ({why}); shorten it, or "
+                "leave such prompts out with --skip-bad"
+            )
+    if not found:
+        raise InputError(f"no {what} has at most {limit} tokens ({why}); shorten them")
+    return found
+
+
 def encode_prompts(teacher: Teacher, source: Any) -> tuple[list[Prompt], list[list[int]]]:
     """Prompts and their token ids, from anything the environment accepts; prompts given as ids carry no text.
 

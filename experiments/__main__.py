@@ -41,6 +41,8 @@ USAGE = "\n".join(
         "exit codes: 0 done, 1 failed or stopped, 2 bad input",
     ]
 )
+GO_ON = {"compare", "distill", "reproduce", "collect", "update", "online", "teacher"}
+"""Commands that go on behind what was done before they were stopped."""
 ROOMS = ("envs", "agents", "experiments")
 
 
@@ -92,8 +94,8 @@ def _guarded(command: str, words: list[str]) -> int:
     except (DivergedError, UnavailableError) as error:
         return _say(str(error), 1)
     except KeyboardInterrupt:
-        after = "what was printed stands" if command == "coverage" else "the same command goes on where it stopped"
-        return _say(f"stopped; {after}", 1)
+        after = "goes on where it stopped" if command in GO_ON else "begins anew"
+        return _say(f"stopped; {'what was printed stands, ' * (command == 'coverage')}the same command {after}", 1)
     except SystemExit:  # of --help
         raise
     except _failures() as error:

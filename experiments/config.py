@@ -91,7 +91,7 @@ class RunConfig(SetConfig):
     prompt_format: str = "prompt"
     """What its records are: "prompt" (with reference, tags and checks), "dolly", "selfinst" or "vicuna"."""
     skip_bad: bool = False
-    """Leave broken lines of the prompts file out instead of refusing it."""
+    """Leave broken lines of the prompts file and prompts without room for a reply out instead of refusing them."""
     max_candidates: int = 64
     """Most candidates of a state."""
     max_prompt_tokens: int | None = None
@@ -237,6 +237,7 @@ class EvaluateConfig(SetConfig):
     prompt_split: str | None = None
     """validation or test, as `compare` splits the file; none: the whole file, or the embedded test split."""
     skip_bad: bool = False
+    """Leave broken lines of the prompts file and prompts without room for a reply out instead of refusing them."""
     top_p: float = 0.9
     """Mass of the candidate sets that the leak is measured on."""
     max_candidates: int = 64

@@ -22,7 +22,7 @@ from envs.decode import decode
 from envs.errors import InputError
 from envs.extras import Extras, hybrid, texts_along
 from envs.hf_teacher import load_causal_lm
-from envs.prompts import Prompt, embedded_prompts, load_prompts, split_prompts
+from envs.prompts import Prompt, embedded_prompts, fitting, load_prompts, split_prompts
 from envs.sequences import context_limit_of, right_padded
 from envs.teachers import Teacher, load_teacher
 from experiments import per_prompt, positions, slices
@@ -304,7 +304,7 @@ def run(config: EvaluateConfig, beside_teacher: bool = False) -> Evaluation:
         if getattr(config, name) < 1:
             raise InputError(f"{name} = {getattr(config, name)} is below 1")
     teacher = load_teacher(config.teacher, config.loading)
-    prompts = chosen_prompts(config)
+    prompts = [prompt for prompt, _ in fitting(chosen_prompts(config), teacher, skip_bad=config.skip_bad)]
     refuse_training_prompts(Path(config.student), prompts)
     refuse_selection_prompts(Path(config.student), prompts)
     model, tokenizer = load_causal_lm(config.student, config.student_loading)
@@ -347,16 +347,9 @@ def chosen_prompts(config: EvaluateConfig) -> list[Prompt]:
 
 
 def check_context(model: Any, name: str, prompts: Sequence[Prompt], teacher: Teacher, budget: int) -> None:
-    """Raises: InputError: a prompt that leaves no room for a reply, or a student that does not see the teacher's."""
-    sizes = {prompt.text: len(teacher.encode(prompt.text)) for prompt in prompts}
-    text, longest = max(sizes.items(), key=lambda pair: pair[1])
-    limit = teacher.context_limit
-    if longest >= limit:
-        raise InputError(
-            f"the prompt {text[:60]!r} has {longest} tokens, the limit is {limit - 1}, one less than the teacher's "
-            f"context of {limit}; shorten it"
-        )
-    needed = min(longest + budget, limit)
+    """Raises: InputError: a student that does not see as far as the teacher replies to these prompts, which fit it."""
+    longest = max(len(teacher.encode(prompt.text)) for prompt in prompts)
+    needed = min(longest + budget, teacher.context_limit)
     if (seen := context_limit_of(model)) < needed:
         raise InputError(
             f"student {name!r} sees {seen} tokens, the run needs {needed} (longest prompt and max_new_tokens); lower "

@@ -34,7 +34,7 @@ def swept(config: CompareConfig) -> CompareConfig:
         values = rest.split(",")
         if not (name and equals and all(values)):
             raise InputError(f"sweep {item!r} is not of the form name=value,value, as gamma=0,0.9,1")
-        if name in seen or len(set(values)) < len(values):
+        if name in seen or len(set(map(_value, values))) < len(values):
             raise InputError(f"sweep {item!r} gives {name} or one of its values twice; name each once")
         seen.add(name)
         if name == MASSES:
@@ -62,6 +62,14 @@ def _check(name: str, arms: Sequence[str]) -> None:
         near = difflib.get_close_matches(name, sorted(known), 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"sweep {name!r} is a setting of none of the agents{hint} (known: {', '.join(sorted(known))})")
+
+
+def _value(text: str) -> float | str:
+    """0 and 0.0 are one value."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _mass(item: str, value: str) -> float:

@@ -33,7 +33,7 @@ from agents.student import Student, build_student
 from agents.vocabulary import Head
 from envs.errors import InputError
 from envs.extras import Extras
-from envs.prompts import Prompt, Splits, embedded_splits, load_prompts, split_prompts
+from envs.prompts import Splits, embedded_splits, fitting, load_prompts, split_prompts
 from envs.teachers import WARM_START, Teacher, load_teacher
 from envs.vector_env import TopPTokenVectorEnv
 from experiments import provenance
@@ -198,24 +198,12 @@ class Workspace:
                 load_prompts(config.prompts, skip_bad=config.skip_bad, prompt_format=config.prompt_format)
             )
         splits = Splits(splits.train, splits.validation[: config.eval_prompts], splits.test[: config.eval_prompts])
-        return Splits(*(self._fitting(name, prompts) for name, prompts in zip(Splits._fields, splits, strict=True)))
-
-    def _fitting(self, split: str, prompts: list[Prompt]) -> list[Prompt]:
-        longest = min(self.config.max_prompt_tokens or self.teacher.context_limit, self.teacher.context_limit - 1)
-        kept = []
-        for prompt in prompts:
-            size = len(self.teacher.encode(prompt.text))
-            if size <= longest:
-                kept.append(prompt)
-            elif not self.config.skip_bad:
-                raise InputError(
-                    f"the prompt {prompt.text[:60]!r} has {size} tokens, the limit is {longest} (max_prompt_tokens, "
-                    f"and one less than the teacher's context of {self.teacher.context_limit}); shorten it, or leave "
-                    "such prompts out with --skip-bad"
-                )
-        if not kept:
-            raise InputError(f"no {split} prompt has at most {longest} tokens; shorten them or raise max_prompt_tokens")
-        return kept
+        longest, skip_bad = config.max_prompt_tokens, config.skip_bad
+        found = (
+            fitting(prompts, self.teacher, longest=longest, skip_bad=skip_bad, what=f"{name} prompt")
+            for name, prompts in zip(Splits._fields, splits, strict=True)
+        )
+        return Splits(*([prompt for prompt, _ in own] for own in found))
 
     def rule(self, top_p: float) -> Rule:
         """How every arm with this top_p is decoded and measured."""

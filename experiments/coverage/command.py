@@ -13,7 +13,7 @@ import numpy as np
 from envs.candidates import check_top_p
 from envs.decode import decode
 from envs.errors import InputError
-from envs.prompts import Prompt, load_prompts
+from envs.prompts import Prompt, fitting, load_prompts
 from envs.teachers import Teacher, load_teacher
 from experiments.config import WARM_START_NAME, CompareConfig, LoadConfig
 from experiments.cost import check_price
@@ -101,7 +101,8 @@ def coverage(config: CoverageConfig) -> Iterator[str]:
     teacher = load_teacher(config.teacher, config.loading)
     lexicon = read_lexicon(config.lexicon, teacher) if config.lexicon is not None else []
     every = load_prompts(config.prompts, skip_bad=config.skip_bad, prompt_format=config.prompt_format)
-    prompts, ids = fitting(every, teacher, config)
+    chosen = fitting(every, teacher, skip_bad=config.skip_bad, most=config.count)
+    prompts, ids = [prompt for prompt, _ in chosen], [text for _, text in chosen]
     planned_at(config, config.top_p[0], config.max_candidates[0], 1)  # refused now rather than after the work
     grid = grid_of(config, teacher)
     given = references_of(prompts, ids, teacher)
@@ -175,30 +176,6 @@ def grid_of(config: CoverageConfig, teacher: Teacher) -> Grid:
     """The masses and widths, each once, ascending; widths below V, and V."""
     widths = {width for width in config.max_candidates if width < teacher.vocab_size}
     return Grid(tuple(sorted(set(config.top_p))), (*sorted(widths), teacher.vocab_size))
-
-
-def fitting(every: list[Prompt], teacher: Teacher, config: CoverageConfig) -> tuple[list[Prompt], list[list[int]]]:
-    """The first `count` prompts that leave room for a reply, and their tokens.
-
-    Raises: InputError: one that does not, unless such are left out, or none that does.
-    """
-    prompts, ids = list[Prompt](), list[list[int]]()
-    limit = teacher.context_limit - 1
-    for prompt in every:
-        if len(prompts) == config.count:
-            break
-        text = teacher.encode(prompt.text)
-        if len(text) <= limit:
-            prompts.append(prompt)
-            ids.append(text)
-        elif not config.skip_bad:
-            raise InputError(
-                f"the prompt {prompt.text[:60]!r} has {len(text)} tokens, the limit is {limit}, one less than the "
-                f"teacher's context of {limit + 1}; shorten it, or leave such prompts out with --skip-bad"
-            )
-    if not prompts:
-        raise InputError(f"no prompt has at most {limit} tokens; shorten them")
-    return prompts, ids
 
 
 def references_of(prompts: list[Prompt], ids: list[list[int]], teacher: Teacher) -> list[tuple[int, list[int]]]:

@@ -10,7 +10,7 @@ import yaml
 from envs.errors import InputError
 from experiments.evaluate import Evaluation, Findings, examine, glance
 from experiments.folder import write
-from experiments.gate.conditions import OF_COST, TEACHERS, Condition, Gate, check_on, read_gate
+from experiments.gate.conditions import OF_COST, SHARES, TEACHERS, Condition, Gate, check_on, read_gate
 from experiments.gate.judge import Judgement, judge
 from experiments.online.config import OnlineConfig
 from experiments.workspace import Workspace
@@ -18,6 +18,8 @@ from experiments.workspace import Workspace
 FILE = "gate.yaml"
 ROOM = 0.1
 """How much worse than at the beginning a student may be where no gate is given."""
+LEAST = 1e-4
+"""A limit below this one would be of rounding."""
 USUAL = {"forward_kl": "at_most", "leak": "at_most", "task_score": "at_least"}
 AT_A_GLANCE = {"forward_kl", "agreement", "leak", "entropy", "greedy_length"}
 """Measures that need no sample of the student's."""
@@ -66,11 +68,15 @@ class Trial:
 
     def _usual(self, model: Any) -> list[dict[str, Any]]:
         found = glance(model, self.exam, self.teacher, self.rule).measures
-        return [
-            {"measure": name, sense: round(found[name] * (1 + ROOM if sense == "at_most" else 1 - ROOM), 6)}
-            for name, sense in USUAL.items()
-            if name in found
-        ]
+        return [{"measure": name, sense: limit(found[name], name, sense)} for name, sense in USUAL.items() if name in found]
+
+
+def limit(value: float, measure: str, sense: str) -> float:
+    """What a student may have that began with this value: a tenth worse, but for shares no more than 1."""
+    if sense == "at_least":
+        return round(value * (1 - ROOM), 6)
+    worst = max(round(value * (1 + ROOM), 6), LEAST)
+    return min(worst, 1.0) if measure in SHARES else worst
 
 
 def _at_a_glance(own: Condition) -> bool:

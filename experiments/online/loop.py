@@ -159,6 +159,7 @@ class Online:
         """Keep the state of everything."""
         self.events.sync()
         self.replies.sync()
+        self.learnt.sync()
         self.counts["checkpoints"] += 1
         with new_checkpoint(self.out, self.counts["checkpoints"]) as partial:
             assert partial is not None, "checkpoints are numbered"
@@ -257,7 +258,7 @@ class Online:
         """Learn from what was labelled, or keep it while the updates are held."""
         portion = None if reading is None else (block.number, len(reading.rows))
         for alarm in alarms:
-            self._note("alarm", signal=alarm.signal, mean=alarm.mean, state=self.mode)
+            self._note("alarm", signal=alarm.signal, mean=alarm.mean, by=alarm.by, state=self.mode)
         if self.mode == HELD:
             self.learner.waiting += [portion] if portion else []
             self.left -= len(block.texts)

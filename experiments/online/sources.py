@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import sys
+import os
+import select
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 from envs.errors import InputError
 from envs.prompts import load_prompts
 from envs.records import parsed, prompt_of
+from experiments.folder import digest
 from experiments.online.journal import Journal
 
 Problem = Callable[[str], str]
 """Why a prompt cannot be answered; empty if it can."""
 AHEAD = 256
 """Prompts of standard input that may wait to be answered."""
+STDIN = 0
+CHUNK = 2**16
+"""Bytes that are read at a time."""
 
 
 class Source(Protocol):
@@ -105,15 +111,16 @@ class Lines:
     """Standard input, or another file of lines, read as they come: a prompt each, or a JSON object with `prompt`.
 
     A pipe is read once: what was read ahead, some kilobytes, and is not in the journal is gone with a kill. Of a file
-    that is redirected here, lines that were taken are passed over.
+    that is redirected here, lines that were taken are passed over; it is told from others by its first line.
     """
 
-    def __init__(self, journal: Journal, problem: Problem, file: IO[str] | None = None) -> None:
-        self.journal, self.problem = journal, problem
-        self.file = sys.stdin if file is None else file
+    def __init__(self, journal: Journal, problem: Problem, descriptor: int = STDIN) -> None:
+        self.journal, self.problem, self.descriptor = journal, problem, descriptor
+        self.origin = "stdin"
         self._ended = self._closed = False
         self._error: BaseException | None = None
-        threading.Thread(target=self._run, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     @property
     def over(self) -> bool:
@@ -136,6 +143,7 @@ class Lines:
     def close(self) -> None:
         """Take no further line."""
         self._closed = True
+        self._thread.join()
 
     def _run(self) -> None:
         try:
@@ -147,14 +155,33 @@ class Lines:
             self.journal.some.notify_all()
 
     def _read(self) -> None:
-        known = self.journal.taken.get("stdin", 0) if self.file.seekable() else 0  # of a file, not of a pipe
-        for place, line in enumerate(self.file):
-            if self._closed:
-                return
-            if place >= known and (text := self._text(line.strip(), place)):
-                self.journal.accept(text, "stdin", place)
+        known, is_file = 0, stat.S_ISREG(os.fstat(self.descriptor).st_mode)
+        for place, line in enumerate(self._lines()):
+            if is_file and not place:
+                self.origin = f"stdin {digest(line)}"
+                known = self.journal.taken.get(self.origin, 0)
+            # Bytes that are no UTF-8 become halves of surrogate pairs, which no prompt may hold.
+            text = line.decode("utf-8", "surrogateescape").strip()
+            if place >= known and (text := self._text(text, place)):
+                self.journal.accept(text, self.origin, place)
             while self.journal.waiting >= AHEAD and not self._closed:
                 time.sleep(0.01)
+
+    def _lines(self) -> Iterator[bytes]:
+        """Lines as they come, until the end or `close`: a thread that waited in `read` could not be ended."""
+        rest = b""
+        while not self._closed:
+            if not select.select([self.descriptor], [], [], 0.1)[0]:
+                continue
+            if not (read := os.read(self.descriptor, CHUNK)):
+                break
+            *whole, rest = (rest + read).split(b"\n")
+            for line in whole:
+                if self._closed:
+                    return
+                yield line
+        if rest and not self._closed:
+            yield rest
 
     def _text(self, line: str, place: int) -> str:
         """The prompt of a line; empty, and noted, if it has none that can be answered."""
@@ -166,5 +193,5 @@ class Lines:
         except InputError as error:
             text, why = "", str(error)
         if why:
-            self.journal.refuse(why, "stdin", place)
+            self.journal.refuse(why, self.origin, place)
         return "" if why else text

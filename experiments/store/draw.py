@@ -18,7 +18,7 @@ from envs.carried_teacher import CarriedTeacher, in_tokens_of
 from envs.carry import Bounds
 from envs.errors import InputError
 from envs.extras import Extras
-from envs.prompts import Prompt, embedded_prompts, load_prompts, prompt_hash, split_prompts
+from envs.prompts import Prompt, embedded_prompts, fitting, load_prompts, prompt_hash, split_prompts
 from envs.rewards import make_reward
 from envs.served_http import Serving
 from envs.teachers import SERVED, Teacher, load_teacher
@@ -77,7 +77,7 @@ class CollectConfig(SetConfig):
     count: int | None = None
     """Take the first so many prompts; none: all."""
     skip_bad: bool = False
-    """Leave broken lines of the prompts file out instead of refusing it."""
+    """Leave broken lines of the prompts file and prompts without room for a reply out instead of refusing them."""
     responses: int = 1
     """Replies to each prompt."""
     top_p: float = 0.9
@@ -110,8 +110,8 @@ def draw(config: CollectConfig) -> dict[str, float]:
     """
     _check(config)
     arrow()
-    prompts = _prompts(config)
-    teacher = _teacher(config)
+    prompts, teacher = _prompts(config), _teacher(config)
+    prompts = [prompt for prompt, _ in fitting(prompts, teacher, skip_bad=config.skip_bad)]
     extras = fitting_extras(config, teacher, prompts)
     with (
         full_disk_is_said(config.out),

@@ -4,9 +4,10 @@
 
 The embedded teacher is fine-tuned on its own corpus, where replies to one kind of message now end with another
 sentence. Its old store and its old student are then brought up to date; or everything is drawn anew, for the same
-student or for one that begins where the old one began; each with the same number of updates. An update is as good if
-the whole 95 % interval of its difference in KL(T‖S) to the new teacher lies within the margin, which is fixed
-beforehand (two one-sided tests at 2.5 %: Schuirmann 1987), and better if it lies below 0.
+student or for one that begins where the old one began; each with the same number of updates. An update that compares
+every episode keeps no label of the old teacher, and tells what these cost from what the same texts once more cost. An
+update is as good if the whole 95 % interval of its difference in KL(T‖S) to the new teacher lies within the margin,
+which is fixed beforehand (two one-sided tests at 2.5 %: Schuirmann 1987), and better if it lies below 0.
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ ADDED = " Please bring your customer card."
 ARMS = {
     "before": "old student, nothing learnt",
     "update": "update",
+    "compared": "update, every episode compared",
     "again": "old student, all drawn anew",
     "anew": "all begun anew",
 }
 COLUMNS = {"forward_kl": "KL(T‖S)", f"forward_kl {KIND}": f"KL, {KIND}", "task_score": "task"}
 ASKED = {"read": "tokens read", "walked": "tokens walked"}
+PAIRS = (("update", "again"), ("update", "anew"), ("compared", "again"))
+UPDATES = ("update", "compared")
 Figures = dict[str, float]
 
 
@@ -117,20 +121,22 @@ def one_seed(config: ChangedTeacherConfig, teacher: Path, seed: int) -> dict[str
     distill(replace(common, store=old.out, out=out / "first"))
     student = out / "first" / "students" / f"{config.agent}-seed{seed}"
     after = replace(common, teacher=str(teacher), student=str(student))
-    own = {field.name: getattr(after, field.name) for field in fields(after)} | {
-        "store": old.out,
-        "out": out / "update",
-    }
-    update = UpdateConfig(**own, drift=config.drift, round_size=config.round_size)
-    asked, drawn = renew(update), draw(new)
-    rows = {"update": distill(run_of(update))}
+    rows, asked = dict[str, list[Row]](), dict[str, dict[str, float]]()
+    for arm, size in zip(UPDATES, (config.round_size, config.episodes), strict=True):
+        own = {field.name: getattr(after, field.name) for field in fields(after)}
+        own |= {"store": old.out, "out": out / arm, "drift": config.drift, "round_size": size}
+        update = UpdateConfig(**own)
+        asked[arm] = renew(update)
+        rows[arm] = distill(run_of(update))
+    drawn = draw(new)
     for arm, place in (("again", str(student)), ("anew", str(WARM_START))):
         rows[arm] = distill(replace(after, student=place, store=new.out, out=out / arm))
     found = {arm: figures_of(of_arm, config.agent) for arm, of_arm in rows.items()}
     found["before"] = figures_of(rows["again"], START)
-    found["update"] |= {name: value for name, value in asked.items() if name not in ("saved", "saved_walked")}
+    for arm in UPDATES:
+        found[arm] |= {name: value for name, value in asked[arm].items() if name not in ("saved", "saved_walked")}
     for arm in ("again", "anew"):
-        found[arm] |= {"read": asked["read_again"], "walked": drawn["tokens"]}
+        found[arm] |= {"read": asked["update"]["read_again"], "walked": drawn["tokens"]}
     write(out / "figures.json", json.dumps(found, indent=1))
     return found
 
@@ -150,26 +156,29 @@ def said(config: ChangedTeacherConfig, found: Sequence[dict[str, Figures]]) -> s
         asked = [sum(own[arm].get(column, 0.0) for own in found) / len(found) for column in ASKED]
         lines.append([name, *cells, *(f"{value:,.0f}" for value in asked)])
     verdicts = []
-    for arm in ("again", "anew"):
-        gaps = {name: [own["update"][name] - own[arm][name] for own in found] for name in COLUMNS}
-        lines.append([f"update − {ARMS[arm]}", *(_cell(gaps[name], "+") for name in COLUMNS), "", ""])
+    for one, other in PAIRS:
+        gaps = {name: [own[one][name] - own[other][name] for own in found] for name in COLUMNS}
+        lines.append([f"{ARMS[one]} − {ARMS[other]}", *(_cell(gaps[name], "+") for name in COLUMNS), "", ""])
         mean, half = mean_and_interval(gaps["forward_kl"])
         better, good = mean + half < 0, abs(mean) + half <= config.margin
         verdict = "better" if better else "as good" if good else "not shown to be as good"
-        verdicts.append(f"beside {ARMS[arm]} the update is {verdict}")
-    whole, walked = (_cell([saved(own, names) for own in found]) for names in (tuple(ASKED), ("walked",)))
+        verdicts.append(f"{ARMS[one]} is {verdict} beside {ARMS[other]}")
+    shares = []
+    for arm in UPDATES:
+        whole, walked = (_cell([saved(own, arm, names) for own in found]) for names in (tuple(ASKED), ("walked",)))
+        shares.append(f"{ARMS[arm]}: {whole} of the teacher's tokens saved, {walked} of those walked one by one")
     return "\n\n".join(
         [
             aligned(lines, markdown=True),
             f"{len(found)} seeds, ± half of a 95 % interval; margin {config.margin:g} nats: {'; '.join(verdicts)}",
-            f"share of the teacher's tokens saved: {whole}; of those it walks one after another: {walked}",
+            "\n".join(shares),
         ]
     )
 
 
-def saved(own: dict[str, Figures], names: Sequence[str]) -> float:
-    """Share of these questions that the update has not asked."""
-    asked, again = (sum(own[arm][name] for name in names) for arm in ("update", "again"))
+def saved(own: dict[str, Figures], arm: str, names: Sequence[str]) -> float:
+    """Share of these questions that an update has not asked."""
+    asked, again = (sum(own[one][name] for name in names) for one in (arm, "again"))
     return 1 - asked / again
 
 

@@ -24,7 +24,7 @@ from envs.errors import InputError
 from envs.hf_teacher import load_causal_lm
 from envs.prompts import Prompt, embedded_prompts
 from envs.teachers import Teacher, load_teacher
-from experiments.evaluate import check_same_tokens
+from experiments.evaluate import check_context, check_same_tokens
 from experiments.metrics import mean_and_interval, task_each
 from experiments.report import aligned
 from experiments.rules.processor import adjuster
@@ -60,6 +60,7 @@ def study(config: CriticalPhrasesConfig) -> str:
     for directory in config.students:
         student, own = load_causal_lm(directory)
         check_same_tokens(teacher, own)
+        check_context(student, str(directory), prompts, teacher, config.max_new_tokens)
         free.append(figures(student, teacher, prompts, None, config.max_new_tokens)[0])
         ruled.append(figures(student, teacher, prompts, rules, config.max_new_tokens)[0])
         ratios.append(slower(student, teacher, prompts, rules, config.max_new_tokens))

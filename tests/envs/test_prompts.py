@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.errors import InputError
-from envs.prompts import Prompt, embedded_prompts, embedded_splits, load_prompts, prompt_hash, split_prompts
+from envs.prompts import Prompt, embedded_prompts, embedded_splits, fitting, load_prompts, prompt_hash, split_prompts
 from envs.service_desk import Checks
+from envs.teachers import load_teacher
 
 
 def write(path: Path, *records: object) -> Path:
@@ -93,6 +94,21 @@ def test_splits_are_disjoint_complete_and_blind_to_order(texts: list[str], seed:
     assert [[prompt_hash(p.text) for p in part] for part in again] == [
         [prompt_hash(p.text) for p in part] for part in splits
     ]
+
+
+def test_prompts_that_fit_are_kept_in_order_and_longer_ones_refused_or_left_out() -> None:
+    teacher = load_teacher("table:toy")
+    room = teacher.context_limit - 1
+    prompts = [Prompt("1 2"), Prompt("1 2 4"), Prompt("4"), Prompt("5")]
+    found = fitting(prompts, teacher, longest=2, skip_bad=True, most=2)
+    assert found == [(prompts[0], [1, 2]), (prompts[2], [4])]
+    with pytest.raises(InputError, match=r"the test prompt '1 2 4' has 3 tokens, the limit is 2 \(max_prompt_tokens\)"):
+        fitting(prompts, teacher, longest=2, what="test prompt")
+    with pytest.raises(InputError, match=r"no prompt has at most 2 tokens"):
+        fitting(prompts[1:2], teacher, longest=2, skip_bad=True)
+    assert len(fitting(prompts, teacher)) == 4 and fitting([Prompt("1 " * room)], teacher)
+    with pytest.raises(InputError, match=f"the limit is {room} .one less than the teacher's context of {room + 1}"):
+        fitting([Prompt("1 " * (room + 1))], teacher)
 
 
 def test_embedded_prompts_are_tagged_checked_and_disjoint() -> None:

@@ -105,6 +105,19 @@ def test_failures_and_stops_are_exit_code_1(
         assert says in capsys.readouterr().err
 
 
+def test_a_stopped_measurement_says_that_it_begins_anew(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from experiments import evaluate
+
+    def stopped(config: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "run", stopped)
+    assert main(["evaluate", "--student", "anything"]) == 1
+    assert "stopped; the same command begins anew" in capsys.readouterr().err
+
+
 def test_a_student_and_a_teacher_of_any_architecture_are_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from envs.errors import InputError
 from envs.hf_teacher import HFTeacher
 from envs.prompts import Prompt
+from experiments.__main__ import main
 from experiments.evaluate import Rule, along, check_context, measure, set_exam, speeds
 from experiments.metrics import token_measures
-from tests.envs.models import VOCABULARY, tiny_model, tiny_tokenizer
+from tests.envs.models import VOCABULARY, save_tiny, tiny_model, tiny_tokenizer
 
 TEACHER = HFTeacher(tiny_model("llama"), tiny_tokenizer())
 RULE = Rule(top_p=0.9, max_candidates=64, max_new_tokens=8)
@@ -45,16 +48,27 @@ def test_measures_along_replies_are_those_of_each_position_alone() -> None:
     assert sorted(found.forward_kl.tolist()) == pytest.approx(sorted(expected), abs=1e-4)
 
 
-def test_texts_that_do_not_fit_are_refused_before_anything_is_decoded() -> None:
+def test_a_student_that_sees_too_little_is_refused_before_anything_is_decoded() -> None:
     model, prompts = tiny_model("gpt2"), [Prompt("w3"), Prompt("w4 " * 60)]
     check_context(model, "s", prompts, TEACHER, 68)
     model.config.n_positions = model.config.max_position_embeddings = 64
     with pytest.raises(InputError, match="student 's' sees 64 tokens, the run needs 65"):
         check_context(model, "s", prompts, TEACHER, 5)
-    with pytest.raises(
-        InputError, match="has 130 tokens, the limit is 127, one less than the teacher's context of 128"
-    ):
-        check_context(model, "s", [Prompt("w4 " * 130)], TEACHER, 1)
+
+
+def test_prompts_without_room_for_a_reply_are_refused_or_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a context of 128 tokens a prompt may have 127."""
+    teacher, path, out = save_tiny("gpt2", tmp_path / "teacher"), tmp_path / "p.txt", tmp_path / "f.json"
+    path.write_text("w3 w4\n" + "w5 " * 130 + "\nw6\n", encoding="utf-8")
+    words = ["evaluate", "--teacher", str(teacher), "--student", str(teacher), "--prompts", str(path)]
+    words += ["--max-new-tokens", "4", "--json", str(out)]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "has 130 tokens, the limit is 127 (one less than the teacher's context of 128)" in said
+    assert "--skip-bad" in said and not out.exists()
+    assert main([*words, "--skip-bad"]) == 0 and out.is_file()
 
 
 def test_speeds_are_ratios_of_two_decodings_side_by_side() -> None:

@@ -1,4 +1,4 @@
-"""Learning on line, part by part: what is noticed, what is an alarm, what is written down, who is asked."""
+"""Learning on line, part by part: what is noticed, what is written down, who is asked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from experiments.online.journal import Journal, Log, lines
 from experiments.online.show import held
 from experiments.online.signals import LATELY, Bigrams, Lately, Usual, of_replies
 from experiments.online.sources import Folder, Lines
-from experiments.online.watch import EFFECT, FEWEST, FRESH, Watch
 from experiments.update.drift import FEATURES
 
 
@@ -75,88 +74,6 @@ def test_signals_of_replies_against_the_model_itself() -> None:
         assert own["entropy"] == pytest.approx(float(-(logp.exp() * logp).sum(-1).mean()), abs=1e-5)
         assert own["reply_length"] == len(reply)
     assert found[0]["repetition"] == pytest.approx(1 / 3) and found[1]["repetition"] == 0
-
-
-def uniform(rng: np.random.Generator, count: int = 256) -> list[float]:
-    return rng.random(count).tolist()
-
-
-def test_a_shift_is_an_alarm_within_so_many_prompts_and_nothing_else_is() -> None:
-    """ADWIN with δ = .05: a mean rank of .75 within 64 values, and in 10,000 usual ones no alarm."""
-    rng = np.random.default_rng(0)
-    for _ in range(10):
-        watch = Watch({"entropy": uniform(rng)}, 0.05)
-        assert not [alarm for value in uniform(rng, 1000) for alarm in watch.see({"entropy": value})]
-        shifted = [watch.see({"entropy": 0.5 + value / 2}) for value in uniform(rng, 64)]
-        alarms = [alarm for found in shifted for alarm in found]
-        assert [alarm.signal for alarm in alarms] == ["entropy"] and alarms[0].mean >= 0.5 + EFFECT
-
-
-def test_what_gets_better_is_no_alarm_and_a_length_has_two_sides() -> None:
-    rng = np.random.default_rng(1)
-    usual = {"forward_kl": uniform(rng), "reply_length": uniform(rng)}
-    watch = Watch(usual, 0.05)
-    found = [watch.see({"forward_kl": value / 4, "reply_length": value / 4}) for value in uniform(rng, 100)]
-    assert [alarm.signal for alarms in found for alarm in alarms] == ["reply_length"]
-
-
-def test_a_rebased_watch_takes_the_new_for_usual_and_goes_on_watching() -> None:
-    rng = np.random.default_rng(2)
-    watch = Watch({"surprise": uniform(rng), "leak": uniform(rng)}, 0.05)
-    for value in uniform(rng, 128):
-        watch.see({"surprise": 2 + value})
-    watch.rebased({"surprise": 128, "leak": 0})
-    assert len(watch.usual["surprise"]) == 128 and min(watch.usual["surprise"]) > 2
-    assert len(watch.usual["leak"]) == FEWEST
-    assert not [alarm for value in uniform(rng, 500) for alarm in watch.see({"surprise": 2 + value})]
-    assert [alarm for value in uniform(rng, 64) for alarm in watch.see({"surprise": 2.8 + value})]
-
-
-def test_a_signal_that_was_forgotten_is_learnt_anew() -> None:
-    rng = np.random.default_rng(4)
-    watch = Watch({"leak": uniform(rng)}, 0.05)
-    watch.forget(["leak"])
-    assert not [alarm for value in uniform(rng, 200) for alarm in watch.see({"leak": 5 + value})]
-    assert len(watch.usual["leak"]) == FRESH
-    again = Watch(**watch.state(), delta=0.05)
-    assert [alarm for value in uniform(rng, 64) for alarm in again.see({"leak": 6 + value})]
-
-
-def test_few_usual_values_give_few_false_alarms() -> None:
-    """After `forget` 32 values say what is usual: of 300 streams of 200, less than one in fifty is alarmed."""
-    rng, alarmed = np.random.default_rng(5), 0
-    for _ in range(300):
-        watch = Watch({"reply_length": uniform(rng, FEWEST)}, 0.05)
-        watch.forget(["reply_length"])
-        alarmed += any(watch.see({"reply_length": value}) for value in uniform(rng, FRESH + 200))
-    assert alarmed <= 6
-
-
-def test_a_watch_keeps_so_many_values_and_goes_on_as_it_would_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.online.watch.MOST", 50)
-    rng = np.random.default_rng(6)
-    watch = Watch({"leak": uniform(rng)}, 0.05)
-    for value in [0.2 + value for value in uniform(rng, 380)]:
-        watch.see({"leak": value})
-        assert len(watch.seen["leak"]) < 100
-    again, more = Watch(**watch.state(), delta=0.05), uniform(rng, 200)
-    assert watch.raised == {"leak"} == again.raised
-    for value in more:
-        watch.see({"leak": value})
-        again.see({"leak": value})
-    assert watch._detectors["leak"].estimation == again._detectors["leak"].estimation
-
-
-def test_a_watch_goes_on_as_it_would_have() -> None:
-    rng = np.random.default_rng(3)
-    usual, stream = {"leak": uniform(rng)}, [*uniform(rng, 100), *(0.3 + 0.7 * rng.random(200)).tolist()]
-    whole = Watch(usual, 0.05)
-    alarms = [place for place, value in enumerate(stream) if whole.see({"leak": value})]
-    half = Watch(usual, 0.05)
-    for value in stream[:110]:
-        half.see({"leak": value})
-    again = Watch(**half.state(), delta=0.05)
-    assert [place for place, value in enumerate(stream[110:], 110) if again.see({"leak": value})] == alarms != []
 
 
 def test_the_journal_hands_out_blocks_again_that_were_closed(tmp_path: Path) -> None:
@@ -395,12 +312,6 @@ def test_bad_settings_are_named(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError) as caught:
         check(replace(OnlineConfig(), **settings))
     assert said in str(caught.value)
-
-
-def test_a_missing_detector_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "river.drift", None)
-    with pytest.raises(InputError, match=r"pip install 'tdistill\[online\]'"):
-        Watch({}, 0.05)
 
 
 def test_a_journal_is_json_that_others_read(tmp_path: Path) -> None:

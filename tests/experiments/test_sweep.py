@@ -45,6 +45,7 @@ def test_names_multiply_where_an_agent_has_them() -> None:
         (("gamma=0,,1",), "not of the form"),
         (("=0",), "not of the form"),
         (("gamma=0,0",), "twice"),
+        (("gamma=0,0.0",), "twice"),
         (("gamma=0", "gamma=1"), "twice"),
         (("top_p=high",), "'high' is no number"),
         (("clip_rewards=1",), "a setting of none of the agents"),

@@ -289,15 +289,18 @@ def test_the_study_says_by_hand_what_was_saved() -> None:
     ]
     for own in found:
         own["anew"] = own["again"] | {"forward_kl": 0.5}
+        own["compared"] = own["update"] | {"forward_kl": 0.2, "read": 500.0}
     config = ChangedTeacherConfig(Path("unused"))
     text = said(config, found)
-    paired = next(line for line in text.splitlines() if "− old student" in line)
+    paired = next(line for line in text.splitlines() if line.startswith("| update − old student"))
     assert paired.replace(" ", "").split("|")[2:5] == ["+0.020±0.127", "+0.000±0.000", "+0.000±0.000"]
-    assert "margin 0.02 nats: beside old student, all drawn anew the update is not shown to be as good" in text
-    assert "beside all begun anew the update is better" in text
-    assert saved(found[0], ("read", "walked")) == 0.25 and saved(found[1], ("walked",)) == 0.75
+    assert "margin 0.02 nats: update is not shown to be as good beside old student, all drawn anew" in text
+    assert "; update is better beside all begun anew" in text
+    assert "update, every episode compared is as good beside old student, all drawn anew" in text
+    assert saved(found[0], "update", ("read", "walked")) == 0.25 and saved(found[1], "update", ("walked",)) == 0.75
+    assert saved(found[0], "compared", ("read", "walked")) == -0.5
     found[1]["update"]["forward_kl"] = 0.21
-    assert "drawn anew the update is as good" in said(replace(config, margin=0.011), found)
+    assert ": update is as good beside old student, all drawn anew" in said(replace(config, margin=0.011), found)
     assert "not shown" in said(replace(config, margin=0.009), found)
     with pytest.raises(InputError, match="seeds = 1 gives no interval"):
         study(replace(config, seeds=1))
