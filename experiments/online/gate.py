@@ -68,7 +68,9 @@ class Trial:
 
     def _usual(self, model: Any) -> list[dict[str, Any]]:
         found = glance(model, self.exam, self.teacher, self.rule).measures
-        return [{"measure": name, sense: limit(found[name], name, sense)} for name, sense in USUAL.items() if name in found]
+        return [
+            {"measure": name, sense: limit(found[name], name, sense)} for name, sense in USUAL.items() if name in found
+        ]
 
 
 def limit(value: float, measure: str, sense: str) -> float:

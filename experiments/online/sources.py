@@ -21,7 +21,6 @@ Problem = Callable[[str], str]
 """Why a prompt cannot be answered; empty if it can."""
 AHEAD = 256
 """Prompts of standard input that may wait to be answered."""
-STDIN = 0
 CHUNK = 2**16
 """Bytes that are read at a time."""
 
@@ -112,9 +111,12 @@ class Lines:
 
     A pipe is read once: what was read ahead, some kilobytes, and is not in the journal is gone with a kill. Of a file
     that is redirected here, lines that were taken are passed over; it is told from others by its first line.
+
+    Args:
+        descriptor: of the file; 0 is standard input.
     """
 
-    def __init__(self, journal: Journal, problem: Problem, descriptor: int = STDIN) -> None:
+    def __init__(self, journal: Journal, problem: Problem, descriptor: int = 0) -> None:
         self.journal, self.problem, self.descriptor = journal, problem, descriptor
         self.origin = "stdin"
         self._ended = self._closed = False
@@ -160,9 +162,7 @@ class Lines:
             if is_file and not place:
                 self.origin = f"stdin {digest(line)}"
                 known = self.journal.taken.get(self.origin, 0)
-            # Bytes that are no UTF-8 become halves of surrogate pairs, which no prompt may hold.
-            text = line.decode("utf-8", "surrogateescape").strip()
-            if place >= known and (text := self._text(text, place)):
+            if place >= known and (text := self._text(line, place)):
                 self.journal.accept(text, self.origin, place)
             while self.journal.waiting >= AHEAD and not self._closed:
                 time.sleep(0.01)
@@ -183,14 +183,14 @@ class Lines:
         if rest and not self._closed:
             yield rest
 
-    def _text(self, line: str, place: int) -> str:
+    def _text(self, line: bytes, place: int) -> str:
         """The prompt of a line; empty, and noted, if it has none that can be answered."""
-        if not line:
-            return ""
         try:
-            text = prompt_of(parsed(line)).text if line.startswith("{") else line
+            if not (text := line.decode().strip()):
+                return ""
+            text = prompt_of(parsed(text)).text if text.startswith("{") else text
             why = self.problem(text)
-        except InputError as error:
+        except (InputError, UnicodeDecodeError) as error:
             text, why = "", str(error)
         if why:
             self.journal.refuse(why, self.origin, place)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +19,7 @@ from agents.student import build_student
 from envs.errors import InputError
 from experiments.online.config import OnlineConfig, check
 from experiments.online.desk import Chooser
+from experiments.online.gate import limit
 from experiments.online.journal import Journal, Log, lines
 from experiments.online.show import held
 from experiments.online.signals import LATELY, Bigrams, Lately, Usual, of_replies
@@ -32,6 +33,13 @@ def fine(text: str) -> str:
 
 def short(text: str) -> str:
     return "too long" if len(text) > 5 else ""
+
+
+def opened(folder: Path, content: str | bytes) -> int:
+    """An open file with this content, as standard input is."""
+    path = folder / "stdin.txt"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return os.open(path, os.O_RDONLY)
 
 
 def test_surprise_by_hand() -> None:
@@ -153,7 +161,7 @@ def test_a_file_that_is_mended_is_read_whole(tmp_path: Path) -> None:
 def test_lines_that_no_parser_takes_are_passed_over(tmp_path: Path) -> None:
     deep, long = '{"a":' + "[" * 100_000, '{"prompt": "x", "a": ' + "9" * 5000 + "}"
     journal = Journal(tmp_path / "prompts.jsonl")
-    source = Lines(journal, fine, io.StringIO(f"one\n{deep}\n{long}\ntwo\n"))
+    source = Lines(journal, fine, opened(tmp_path, f"one\n{deep}\n{long}\ntwo\n"))
     while not source.over:
         source.pump(9, 1.0)
     assert journal.waiting == 2 and journal.refused == 2
@@ -165,23 +173,19 @@ def test_lines_that_no_parser_takes_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_what_reading_raises_ends_the_run(tmp_path: Path) -> None:
-    class Broken(io.StringIO):
-        def __next__(self) -> str:
-            raise OSError("gone")
-
-    source = Lines(Journal(tmp_path / "prompts.jsonl"), fine, Broken())
-    with pytest.raises(OSError, match="gone"):
+    source = Lines(Journal(tmp_path / "prompts.jsonl"), fine, os.open(tmp_path, os.O_RDONLY))
+    with pytest.raises(IsADirectoryError):
         for _ in range(100):
             source.pump(1, 0.1)
 
 
-def test_a_redirected_file_is_gone_on_with(tmp_path: Path) -> None:
-    for text, count in (("one\ntwo\n", 2), ("one\ntwo\nthree\n", 3)):
+def test_a_redirected_file_is_gone_on_with_and_another_is_begun(tmp_path: Path) -> None:
+    for text, count in (("one\ntwo\n", 2), ("one\ntwo\nthree\n", 3), ("eins\nzwei\n", 5)):
         journal = Journal(tmp_path / "prompts.jsonl")
-        source = Lines(journal, fine, io.StringIO(text))
+        source = Lines(journal, fine, opened(tmp_path, text))
         while not source.over:
             source.pump(9, 1.0)
-        assert journal.count == count
+        assert journal.waiting == count
         journal.close()
 
 
@@ -216,17 +220,35 @@ def test_a_folder_is_read_in_order_and_not_twice(tmp_path: Path) -> None:
 
 def test_lines_are_prompts_or_objects(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "prompts.jsonl")
-    source = Lines(journal, short, io.StringIO('one\n\n{"prompt": "two"}\n{"text": "x"}\nfar too long\nthree'))
+    given = b'one\n\n{"prompt": "two"}\n{"text": "x"}\n\xff\xfe\nfar too long\nthree'
+    source = Lines(journal, short, opened(tmp_path, given))
     while not source.over:
         source.pump(9, 1.0)
     block = journal.next(9)
-    assert block is not None and block.texts == ["one", "two", "three"] and journal.refused == 2
+    assert block is not None and block.texts == ["one", "two", "three"] and journal.refused == 3
+
+
+def test_a_pipe_that_stays_open_ends_with_its_reader(tmp_path: Path) -> None:
+    """Nothing comes any more, and nobody says so: a thread that waits for it must not outlive the run."""
+    read, write = os.pipe()
+    os.write(write, "één\ntw".encode())
+    journal = Journal(tmp_path / "prompts.jsonl")
+    source = Lines(journal, fine, read)
+    source.pump(1, 5.0)
+    os.write(write, b"ee\n")
+    source.pump(2, 5.0)
+    source.close()
+    assert not source._thread.is_alive() and journal.waiting == 2
+    block = journal.next(9)
+    assert block is not None and block.texts == ["één", "twee"]
+    os.close(write)
+    os.close(read)
 
 
 def test_lines_do_not_run_ahead_of_the_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.online.sources.AHEAD", 4)
     journal = Journal(tmp_path / "prompts.jsonl")
-    source = Lines(journal, fine, io.StringIO("x\n" * 50))
+    source = Lines(journal, fine, opened(tmp_path, "x\n" * 50))
     source.pump(4, 5.0)
     time.sleep(0.1)
     assert journal.waiting == 4 and not source.over
@@ -266,6 +288,13 @@ def test_leak_is_foreseen_from_earlier_labels() -> None:
     again = chooser(label=0.5, watched=1e-9, label_by="leak")
     again.restore(own.state())
     assert again.chosen(2, range(4), entropies([9, 9, 0, 0]), new) == own.chosen(2, range(4), entropies([0] * 4), new)
+
+
+def test_limits_of_the_usual_gate_by_hand() -> None:
+    assert limit(0.25, "forward_kl", "at_most") == 0.275 and limit(2.0, "forward_kl", "at_most") == 2.2
+    assert limit(0.5, "task_score", "at_least") == 0.45
+    assert limit(0.99, "leak", "at_most") == 1, "a share"
+    assert limit(3e-8, "leak", "at_most") == 1e-4, "what rounding leaves where every token is a candidate"
 
 
 def test_when_the_updates_rested() -> None:

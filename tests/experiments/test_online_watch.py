@@ -93,17 +93,20 @@ def test_a_watch_goes_on_as_it_would_have() -> None:
     assert [place for place, value in enumerate(stream[110:], 110) if again.see({"leak": value})] == alarms != []
 
 
-def test_scarce_signals_need_five_values_above_all_usual_ones() -> None:
-    """Each adds 1 − ½ − ¼ to S: 5 · .25 = 1.25 > 1.2; a usual .3 in between takes all of it back but .8 − .45."""
+def test_scarce_signals_need_six_values_above_all_usual_ones() -> None:
+    """With m = 100 k is ¼ + 1/√1200 = .27887, and each adds ½ − k = .22113 to S: 5 · .22113 = 1.106, 6 · .22113 = 1.327.
+
+    A usual value of rank .3 adds .3 − ½ − k = −.47887.
+    """
     usual = {name: np.linspace(0.005, 0.995, 100).tolist() for name in ("forward_kl", "entropy")}
     watch = Watch(usual, 0.05)
-    found = [watch.see({"forward_kl": 2.0, "entropy": 2.0}) for _ in range(6)]
-    assert [[(alarm.signal, alarm.by) for alarm in alarms] for alarms in found[4:]] == [[("forward_kl", "cusum")], []]
-    assert not any(found[:4])
+    found = [watch.see({"forward_kl": 2.0, "entropy": 2.0}) for _ in range(7)]
+    assert [[(alarm.signal, alarm.by) for alarm in alarms] for alarms in found[5:]] == [[("forward_kl", "cusum")], []]
+    assert not any(found[:5])
     watch = Watch(usual, 0.05)
     for value in (2.0, 2.0, 2.0, 2.0, 0.3):
         assert not watch.see({"forward_kl": value})
-    assert watch._sums["forward_kl"] == pytest.approx(4 * 0.25 + 0.3 - 0.75)
+    assert watch._sums["forward_kl"] == pytest.approx(4 * 0.22113 - 0.47887, abs=1e-4)
     again = Watch(**watch.state(), delta=0.05)
     assert again._sums == pytest.approx(watch._sums)
 
@@ -118,6 +121,17 @@ def test_usual_ranks_seldom_sum_up() -> None:
         if total > THRESHOLD:
             alarms, total = alarms + 1, 0.0
     assert 0 < alarms <= count / math.exp(theta * THRESHOLD)
+
+
+def test_few_usual_values_of_a_scarce_signal_give_few_false_alarms() -> None:
+    """64 values say what is usual, 32 behind a hold: of 300 streams of 200, less than one in twenty is alarmed."""
+    rng = np.random.default_rng(8)
+    for fewest in (FEWEST, FRESH):
+        alarmed = 0
+        for _ in range(300):
+            watch = Watch({"leak": uniform(rng, fewest)}, 0.05)
+            alarmed += any(watch.see({"leak": value}) for value in uniform(rng, 200))
+        assert alarmed <= 15, fewest
 
 
 def test_a_missing_detector_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
