@@ -74,7 +74,10 @@ UNITS = {"flops": 1e9, "flops_per_token": 1e6}
 WHOLE = {"parameters", "updates", "seconds", "walk_seconds", "tokens", "teacher_tokens", "student_tokens", "flops"}
 RUNNING = TIMED - {"tokens_per_second", "speed_up"} | {"flops_per_token"}
 DRAWN = {"forward_kl": "forward KL to the teacher, nats/token", "task_score": "task score, greedy", "leak": "leak"}
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31"),
+    *("#8250C4", "#66A61E", "#E7298A", "#2FA8A0", "#7A869A", "#C2A800", "#F28E8E"),
+)
 FIXED_COLOURS = {"teacher": "#000000", "start": "#888888"}
 MARKERS = "osD^v"
 COST = {"price_of_million": "price of a million tokens", "token_ms_1": "milliseconds a token, one text"}

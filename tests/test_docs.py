@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import math
 import os
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from agents import REGISTRY
+from experiments.metrics import mean_and_interval
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "experiments/docs"
@@ -91,6 +93,24 @@ def test_the_table_of_the_reference_is_that_of_its_csv() -> None:
                 value, _, interval = cell.partition("±")
                 assert float(value) == round(mean, 3), (name, measure)
                 assert math.isnan(half) or float(interval or 0) == round(half, 3), (name, measure)
+
+
+def test_the_table_of_the_agents_that_are_given_time_is_that_of_its_csv() -> None:
+    found: dict[str, list[dict[str, str]]] = {}
+    with (ROOT / "experiments/results/reference-sb3.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["agent"], []).append(row)
+    shown = table(DOCS / "pages/results.md", r"\| agent \| task \| KL.* seconds")
+    assert set(shown) == set(found) - {"teacher"}
+    columns = ("task_score", "forward_kl", "leak", "length", "seconds", "teacher_tokens")
+    for name, cells in shown.items():
+        for cell, column in zip(cells, columns, strict=True):
+            values = [float(row[column]) for row in found[name] if row[column]]
+            mean, half = mean_and_interval(values) if values else (math.nan, math.nan)
+            value, _, interval = cell.replace(",", "").partition("±")
+            digits = len(value.partition(".")[2])
+            assert value == (f"{mean:.{digits}f}" if values else ""), (name, column)
+            assert math.isnan(half) or interval == f"{half:.{digits}f}", (name, column)
 
 
 def test_the_figures_are_small_and_name_known_arms() -> None:

@@ -94,7 +94,7 @@ def test_a_watch_goes_on_as_it_would_have() -> None:
 
 
 def test_scarce_signals_need_six_values_above_all_usual_ones() -> None:
-    """With m = 100 k is ¼ + 1/√1200 = .27887, and each adds ½ − k = .22113 to S: 5 · .22113 = 1.106, 6 · .22113 = 1.327.
+    """With m = 100 k is ¼ + 1/√1200 = .27887, and each adds ½ − k = .22113 to S: five make 1.106, six 1.327.
 
     A usual value of rank .3 adds .3 − ½ − k = −.47887.
     """
