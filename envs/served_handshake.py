@@ -10,8 +10,9 @@ from functools import partial
 from typing import Any
 
 from envs.errors import InputError
-from envs.served_http import NEUTRAL, Client, MalformedError, RefusedError
+from envs.served_http import Client, MalformedError, RefusedError
 from envs.served_protocol import ROOM, Words, choices_of, masses_of, used
+from envs.serving import NEUTRAL
 
 WHOLE = {name: NEUTRAL[name] for name in ("temperature", "top_p")}
 """The full softmax: servers sample otherwise unless told."""

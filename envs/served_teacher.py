@@ -25,8 +25,9 @@ from torch import Tensor
 from envs.errors import InputError
 from envs.hf_teacher import Worded, first_line, load_tokenizer
 from envs.served_handshake import Manner, greet
-from envs.served_http import Client, MalformedError, Serving
+from envs.served_http import Client, MalformedError
 from envs.served_protocol import Reply, Row, Words, choices_of, reply_of, rows_of, used
+from envs.serving import Serving
 from envs.teachers import SERVED
 
 A = TypeVar("A")

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from envs.candidates import check_top_p
 from envs.errors import InputError
 from envs.prompts import embedded_prompts
-from envs.served_http import Serving
 from envs.served_teacher import ServedTeacher
+from envs.serving import Serving
 from envs.teachers import EMBEDDED, load_teacher
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.bench.env import Figure

@@ -20,7 +20,7 @@ from envs.errors import InputError
 from envs.extras import Extras
 from envs.prompts import Prompt, embedded_prompts, fitting, load_prompts, prompt_hash, split_prompts
 from envs.rewards import make_reward
-from envs.served_http import Serving
+from envs.serving import Serving
 from envs.teachers import SERVED, Teacher, load_teacher
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.collect import TEACHER_WALKS, collect, numbers_of

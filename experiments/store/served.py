@@ -18,9 +18,10 @@ from agents.episodes import PAD_LOGP, Episodes
 from envs.candidates import Candidates, top_p
 from envs.errors import InputError
 from envs.rewards import Sqil, Step, make_reward
-from envs.served_http import Serving, Spent
+from envs.served_http import Spent
 from envs.served_protocol import Reply, Row
 from envs.served_teacher import ServedTeacher
+from envs.serving import Serving
 
 COUNTS = ("requests", "failed_requests", "prompt_tokens", "completion_tokens")
 

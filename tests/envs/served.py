@@ -8,8 +8,8 @@ from typing import Any
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from envs.served_http import Serving
 from envs.served_teacher import ServedTeacher
+from envs.serving import Serving
 from envs.table_teacher import TABLES
 from experiments.bench.loopback import Answer, Loopback
 

@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from envs.errors import InputError, UnavailableError
-from envs.served_http import MalformedError, Pace, Serving, checked, retry_after
+from envs.served_http import MalformedError, Pace, checked, retry_after
 from envs.served_protocol import Words, choices_of, reply_of, row_of
 from envs.served_teacher import ServedTeacher
+from envs.serving import Serving
 from envs.table_teacher import TABLES
 from envs.teachers import EMBEDDED, load_teacher
 from envs.vector_env import TopPTokenVectorEnv

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from envs.errors import InputError, UnavailableError
-from envs.served_http import Client, MalformedError, RefusedError, Serving, checked
+from envs.served_http import Client, MalformedError, RefusedError, checked
 from envs.served_protocol import choices_of
 from envs.served_teacher import ServedTeacher
+from envs.serving import Serving
 from experiments.bench.loopback import Answer, Habits
 from experiments.store.served import Journal
 from tests.envs.models import tiny_tokenizer

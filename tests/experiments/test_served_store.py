@@ -19,8 +19,9 @@ import torch
 
 from agents.episodes import Episodes
 from envs.errors import InputError, UnavailableError
-from envs.served_http import Serving, Spent
+from envs.served_http import Spent
 from envs.served_protocol import Reply, Row
+from envs.serving import Serving
 from envs.table_teacher import TABLES
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.__main__ import main
