@@ -7,7 +7,7 @@ and string. Source: OpenAI API reference, `POST /v1/completions`; the servers' o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from envs.errors import InputError
@@ -181,6 +181,24 @@ def reply_of(choice: dict[str, Any], words: Words, asked: int) -> Reply:
         raise MalformedError("its token ids are not those of its log-probabilities")
     finish = choice.get("finish_reason")
     return Reply(tokens, logp, rows, finish if isinstance(finish, str) else None)
+
+
+def check_all_told(answer: Any, replies: Sequence[Reply], ends: Collection[int]) -> None:
+    """Of each reply that stopped, one end may be left out; the rest is told as it is counted.
+
+    llama.cpp's server says nothing of a token that leaves a character unfinished; the next one is told as if it
+    followed the one before, with the log-probability of another context.
+
+    Raises: InputError: the answer counts more tokens than it tells.
+    """
+    counted, told = used(answer)[1], sum(len(reply.tokens) for reply in replies)
+    stopped = [reply.tokens for reply in replies if reply.finish != "length"]
+    if counted > told + sum(not tokens or tokens[-1] not in ends for tokens in stopped):
+        raise InputError(
+            f"the server counts {counted} tokens in its replies and tells {told}: without the others (llama.cpp's leaves "
+            "out those that end within a character) texts and log-probabilities would be wrong; take a server that "
+            "tells all (vLLM does)"
+        )
 
 
 def rows_of(choice: dict[str, Any], words: Words, asked: int) -> list[Row]:

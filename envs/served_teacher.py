@@ -26,7 +26,7 @@ from envs.errors import InputError
 from envs.hf_teacher import Worded, first_line, load_tokenizer
 from envs.served_handshake import Manner, greet
 from envs.served_http import Client, MalformedError
-from envs.served_protocol import Reply, Row, Words, choices_of, reply_of, rows_of, used
+from envs.served_protocol import Reply, Row, Words, check_all_told, choices_of, reply_of, rows_of, used
 from envs.serving import Serving
 from envs.teachers import SERVED
 
@@ -112,6 +112,7 @@ class ServedTeacher(Worded):
             for reply in found:
                 if reply.finish not in ("stop", "length", None):
                     raise MalformedError(f"a reply ended by {reply.finish!r}")
+            check_all_told(answer, found, self.eos_ids)
             return found
 
         found = self._ask(prompts, budget + 1, read, seed=seed)
@@ -160,7 +161,11 @@ class ServedTeacher(Worded):
 
     def _next_row(self, text: Sequence[int]) -> Row:
         def read(answer: Any) -> Row | None:
-            return next(iter(rows_of(choices_of(answer, 1)[0], self.words, self.manner.top)), None)
+            choice = choices_of(answer, 1)[0]
+            rows = rows_of(choice, self.words, self.manner.top)
+            if not rows and choice.get("finish_reason") == "length" and not self.manner.echoes:
+                raise MalformedError("it tells nothing of the token that it has drawn")
+            return next(iter(rows), None)
 
         row = self._ask([text], 1, read)  # at temperature 1: some servers tell what a temperature makes of the softmax
         return row or self._echoed(text)[1]  # it would end here, and says nothing of endings

@@ -52,6 +52,8 @@ class Habits:
     echoes: bool = True
     tells_endings: bool = True
     """Say what was said of the token that ended a text."""
+    untold: frozenset[int] = frozenset()
+    """Tokens of which nothing is said though they are counted (llama.cpp: those that leave a character unfinished)."""
     cap: int = 10_000
     """Most log-probabilities of a step."""
 
@@ -229,6 +231,7 @@ class Loopback:
         ended, steps = job.tokens[-1] in self.teacher.eos_ids, job.steps
         if ended and not self.habits.tells_endings:
             steps = steps[:-1]
+        steps = [step for step in steps if step["token"] not in self.habits.untold]
         if body.get("echo"):
             steps = [*self.echo(job), *steps]
         text = self.teacher.decode(job.tokens)

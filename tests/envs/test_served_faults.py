@@ -7,7 +7,8 @@ import math
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 from envs.errors import InputError, UnavailableError
 from envs.served_http import Client, MalformedError, RefusedError, checked
-from envs.served_protocol import choices_of
+from envs.served_protocol import Reply, Row, check_all_told, choices_of
 from envs.served_teacher import ServedTeacher
 from envs.serving import Serving
 from experiments.bench.loopback import Answer, Habits
@@ -68,6 +69,42 @@ def test_a_taken_token_is_paid_what_its_state_gives_it(tmp_path: Path, change: C
         teacher = served(server, tmp_path, logprobs=3)
         with pytest.raises(UnavailableError, match=said):
             teacher.replies([[1]], 4, 5)
+
+
+def test_tokens_that_are_counted_and_not_told_are_noticed(tmp_path: Path) -> None:
+    """llama.cpp's server leaves out what ends within a character: a reply without it would be another text."""
+    habits = Habits("objects", echoes=False)
+    with loopback(habits=habits) as server, loopback(habits=replace(habits, untold=frozenset({3}))) as other:
+        whole, gappy = served(server, tmp_path), served(other, tmp_path)
+        finishes = set[str | None]()
+        for seed in range(30):
+            reply = whole.replies([[1]], 4, seed)[0]
+            if 3 not in reply.tokens:
+                assert gappy.replies([[1]], 4, seed) == [reply]
+                continue
+            finishes.add(reply.finish)
+            with pytest.raises(InputError, match=rf"counts {len(reply.tokens)} tokens in its replies and tells"):
+                gappy.replies([[1]], 4, seed)
+        assert finishes == {"stop", "length"}
+        patient = served(other, tmp_path, attempts=30)
+        assert patient.next_rows([[1]] * 20) == whole.next_rows([[1]] * 20), "another draw tells the same state"
+
+
+@pytest.mark.parametrize(("finish", "tokens", "counted", "fits"), [
+    ("stop", [3, 4], 3, True),  # an end that is counted and not told
+    ("stop", [3, 0], 2, True),
+    ("stop", [3, 0], 3, False),  # its end is told, so that another is missing
+    ("stop", [3, 4], 4, False),
+    ("stop", [], 1, True),
+    ("length", [3, 4], 2, True),
+    ("length", [3, 4], 3, False),
+    ("stop", [3, 4], 2, True),  # an end that is not even counted
+])  # fmt: skip
+def test_what_may_be_left_out_by_hand(finish: str, tokens: list[int], counted: int, fits: bool) -> None:
+    reply = Reply(tokens, [-0.5] * len(tokens), [Row([3], [-0.5])] * len(tokens), finish)
+    answer = {"usage": {"prompt_tokens": 1, "completion_tokens": counted}}
+    with nullcontext() if fits else pytest.raises(InputError, match=f"{counted} tokens in its replies"):
+        check_all_told(answer, [reply], {0})
 
 
 @pytest.mark.parametrize("index", ["0", 0.0, True, None, [0], {"a": 1}])
