@@ -39,7 +39,7 @@ class Reply(NamedTuple):
 class Words:
     """The strings of a tokenizer's tokens, in the three ways in which servers show them.
 
-    Which way it is follows from `settle`; a string that several tokens share tells none.
+    Which way it is follows from `settle`; a string that several tokens share tells none, nor does an empty one.
     """
 
     def __init__(self, tokenizer: Any, name: str) -> None:
@@ -56,7 +56,7 @@ class Words:
         """By string in the first way that is left."""
         self._ids.clear()
         for token, shown in enumerate(self.shown[self._kinds[0]]):
-            self._ids[shown] = None if shown in self._ids else token
+            self._ids[shown] = None if shown in self._ids or not shown else token
 
     def settle(self, pairs: Sequence[tuple[int, str]]) -> None:
         """Keep the ways in which these tokens have these strings.
@@ -74,7 +74,7 @@ class Words:
         """Raises: InputError: the server's token of this id is none of the tokenizer's, or another."""
         self._check_id(token)
         ours = [own[token] for own in self.shown.values()]
-        if shown not in ours and not vague(shown) and "\ufffd" not in ours[0] and shown:
+        if shown not in ours and not vague(shown) and "\ufffd" not in ours[0]:
             raise InputError(
                 f"the tokenizer {self.name} is not the server's: token {token} is {ours[0]!r} to it and {shown!r} to "
                 "the server; give the tokenizer of the model that is served"
@@ -118,8 +118,9 @@ class Words:
 
 
 def vague(shown: str) -> bool:
-    """Whether a string shows bytes that are no text by themselves, and so no token."""
-    return "\ufffd" in shown or shown.startswith("bytes:")
+    """Whether a string shows no text, or bytes that are none by themselves, and so no token: llama-cpp-python shows
+    ends and parts of characters as empty strings."""
+    return not shown or "\ufffd" in shown or shown.startswith("bytes:")
 
 
 def choices_of(answer: Any, count: int) -> list[dict[str, Any]]:

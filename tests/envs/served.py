@@ -26,7 +26,7 @@ def numbers(folder: Path, vocabulary: int = 6, renamed: dict[int, str] | None = 
 
 
 def loopback(table: str = "toy", **own: Any) -> Loopback:
-    return Loopback(TABLES[table](), shown=str, rows=4, **own)
+    return Loopback(TABLES[table](), **{"shown": str, "rows": 4, **own})
 
 
 def served(server: Loopback, folder: Path, **serving: Any) -> ServedTeacher:
