@@ -103,7 +103,7 @@ class ServedTeacher(Worded):
             prompts: as many as a request takes, with equal room for a reply.
             budget: most tokens of a reply; one more is asked for, for the candidates of the state that was cut.
             seed: of the server's draws; None: it takes its own.
-        Returns: replies that end with an EOS, or hold budget + 1 tokens.
+        Returns: replies that end with an EOS, or hold budget + 1 tokens, or lack their end, which `ended` puts there.
         Raises: as `next_rows`.
         """
 
@@ -115,8 +115,20 @@ class ServedTeacher(Worded):
             check_all_told(answer, found, self.eos_ids)
             return found
 
-        found = self._ask(prompts, budget + 1, read, seed=seed)
-        return [self._whole(prompt, reply, budget) for prompt, reply in zip(prompts, found, strict=True)]
+        return [self._cut(reply, budget) for reply in self._ask(prompts, budget + 1, read, seed=seed)]
+
+    def lacks_end(self, reply: Reply) -> bool:
+        """Whether the server has left out what ended a reply."""
+        return reply.finish == "stop" and (not reply.tokens or reply.tokens[-1] not in self.eos_ids)
+
+    def ended(self, prompt: Sequence[int], reply: Reply, budget: int) -> Reply:
+        """A reply with the end that it lacks: one request. Behind as many tokens as the budget it is the token more.
+
+        Raises: as `next_rows`.
+        """
+        logp, row = self._echoed([*prompt, *reply.tokens])
+        finish = "stop" if len(reply.tokens) < budget else "length"
+        return Reply([*reply.tokens, self._eos], [*reply.logp, logp], [*reply.rows, row], finish)
 
     def each(self, items: Iterable[A], do: Callable[[A], None]) -> None:
         """`do` every item, `serving.concurrency` at a time.
@@ -170,15 +182,12 @@ class ServedTeacher(Worded):
         row = self._ask([text], 1, read)  # at temperature 1: some servers tell what a temperature makes of the softmax
         return row or self._echoed(text)[1]  # it would end here, and says nothing of endings
 
-    def _whole(self, prompt: Sequence[int], reply: Reply, budget: int) -> Reply:
-        """The reply up to its EOS, or with one token more than the budget."""
+    def _cut(self, reply: Reply, budget: int) -> Reply:
+        """The reply up to its EOS, or with one token more than the budget, or as it is where its end was left out."""
         ends = [place for place, token in enumerate(reply.tokens[:budget]) if token in self.eos_ids]
-        if ends:
-            stop = ends[0] + 1
-            return Reply(reply.tokens[:stop], reply.logp[:stop], reply.rows[:stop], "stop")
-        if len(reply.tokens) > budget:
-            stop = budget + 1
-            return Reply(reply.tokens[:stop], reply.logp[:stop], reply.rows[:stop], "length")
+        if ends or len(reply.tokens) > budget:
+            stop = ends[0] + 1 if ends else budget + 1
+            return Reply(reply.tokens[:stop], reply.logp[:stop], reply.rows[:stop], "stop" if ends else "length")
         if reply.finish != "stop":
             raise InputError(
                 f"the server ended a reply after {len(reply.tokens)} tokens of {budget + 1} ({reply.finish!r}); lower "
@@ -189,8 +198,7 @@ class ServedTeacher(Worded):
                 f"the server ended a reply with token {last} ({self.words.shown['raw'][last]!r}), the tokenizer's ends "
                 f"are {sorted(self.eos_ids)}; put the model's generation_config.json, which names all, beside it"
             )
-        logp, row = self._echoed([*prompt, *reply.tokens])
-        return Reply([*reply.tokens, self._eos], [*reply.logp, logp], [*reply.rows, row], "stop")
+        return reply
 
     def _echoed(self, text: Sequence[int]) -> tuple[float, Row]:
         """The log-probability of an end of this text, and the row before it, of a server that leaves endings out of

@@ -93,7 +93,8 @@ def ask(teacher: ServedTeacher, texts: Sequence[list[int]], budget: int, seed: i
     """A reply to each of these prompts, those that the journal holds and the others.
 
     A request takes one prompt and a seed of its own, which follows from `seed` and the prompt's number; with more
-    prompts (`serving.batch`) it takes those that have equal room, and no seed.
+    prompts (`serving.batch`) it takes those that have equal room, and no seed. An end that the server leaves out is
+    asked for once the reply is kept.
 
     Raises: InputError: a prompt that fills the context. And as `ServedTeacher.replies`.
     """
@@ -107,12 +108,19 @@ def ask(teacher: ServedTeacher, texts: Sequence[list[int]], budget: int, seed: i
     missing = [number for number in range(len(texts)) if number not in own.replies]
     batch = teacher.serving.batch
 
+    def end(number: int) -> None:
+        if teacher.lacks_end(reply := own.replies[number]):
+            own.keep(number, teacher.ended(texts[number], reply, room[number]))
+
     def one(numbers: list[int]) -> None:
         drawn = int(np.random.SeedSequence([seed, numbers[0]]).generate_state(1)[0]) % 2**31 if batch == 1 else None
         found = teacher.replies([texts[number] for number in numbers], room[numbers[0]], drawn)
         for number, reply in zip(numbers, found, strict=True):
             own.keep(number, reply)
+        for number in numbers:
+            end(number)
 
+    teacher.each(sorted(own.replies), end)  # of a command that was stopped between a reply and its end
     teacher.each(portions(missing, room, batch), one)
     return [own.replies[number] for number in range(len(texts))]
 

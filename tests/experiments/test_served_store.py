@@ -21,56 +21,24 @@ from agents.episodes import Episodes
 from envs.errors import InputError, UnavailableError
 from envs.served_http import Spent
 from envs.served_protocol import Reply, Row
-from envs.serving import Serving
 from envs.table_teacher import TABLES
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.__main__ import main
-from experiments.bench.loopback import Answer, Habits, Loopback
+from experiments.bench.loopback import Answer, Habits
 from experiments.bench.served import BenchServedConfig
 from experiments.collect import collect, numbers_of
 from experiments.store import served as asking
 from experiments.store.columns import Format
-from experiments.store.draw import CollectConfig, draw
+from experiments.store.draw import draw
 from experiments.store.served import Journal, portions
-from experiments.store.shards import Manifest, Store, write_shard
-from tests.envs.served import QUICK, broken, is_greeting, loopback, numbers, served
+from experiments.store.shards import Manifest, write_shard
+from tests.envs.served import broken, is_greeting, loopback, numbers, served
 from tests.experiments.runs import prompts_file
+from tests.experiments.served_stores import asked, config, faulty, same, stored
 
 TEXTS = [[1], [2, 3], [5, 1, 4], [3], [2, 3], [4, 4]]
 ORDER = np.argsort([TEXTS.index(text) for text in TEXTS], kind="stable").tolist()
 """Replies to equal prompts together."""
-
-
-def config(folder: Path, server: Loopback, serving: dict[str, Any] | None = None, **changes: Any) -> CollectConfig:
-    if not (folder / "tokenizer").is_dir():
-        numbers(folder / "tokenizer")
-    own = CollectConfig(
-        folder / "store",
-        teacher=f"served:{server.url}",
-        teacher_tokenizer=str(folder / "tokenizer"),
-        served=Serving(**QUICK | (serving or {})),
-        prompts=prompts_file(folder),
-        prompt_split="all",
-        top_p=0.8,
-        max_new_tokens=6,
-        shard=5,
-        logp="float32",
-    )
-    return replace(own, **changes)
-
-
-def stored(own: CollectConfig) -> Episodes:
-    store = Store(own.out)
-    return store.select(range(len(store)))
-
-
-def same(ours: Episodes, theirs: Episodes, near: float = 0.0) -> None:
-    for name, value in theirs.fields().items():
-        torch.testing.assert_close(
-            ours.fields()[name], value, atol=near, rtol=0, msg=lambda text, name=name: name + text
-        )
-
-
 BUDGET = 3
 
 
@@ -198,19 +166,6 @@ FAULTS: dict[str, Callable[[Answer], Answer]] = {
 }
 
 
-def faulty(fault: Callable[[Answer], Answer], when: Callable[[int], bool]) -> Callable[..., Answer]:
-    """A hook of the loopback server: the fault, at these of the requests that draw replies."""
-    drawn: list[int] = []
-
-    def hook(number: int, body: dict[str, Any], answer: Callable[[], Answer]) -> Answer:
-        if is_greeting(body):
-            return answer()
-        drawn.append(number)
-        return fault(answer()) if when(len(drawn) - 1) else answer()
-
-    return hook
-
-
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> tuple[Episodes, dict[str, float]]:
     with loopback() as server:
@@ -231,10 +186,6 @@ def test_a_fault_costs_a_request_and_nothing_else(
     assert found["failed_requests"] == 2 and found["requests"] == wanted["requests"] + 2
     read = name in ("nan", "no log-probabilities")  # their usage could be read, and will be on the bill
     assert (found["completion_tokens"] > wanted["completion_tokens"]) == read
-
-
-def asked(server: Loopback) -> list[tuple[Any, Any]]:
-    return [(tuple(body["prompt"]), body["seed"]) for body in server.seen if not is_greeting(body)]
 
 
 @pytest.mark.parametrize("name", ["500", "malformed"])

@@ -1,0 +1,48 @@
+"""A store of a served teacher goes on behind what was kept, with the same teacher and settings only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envs.errors import UnavailableError
+from experiments.bench.loopback import Answer, Habits
+from experiments.store.draw import draw
+from tests.envs.served import is_greeting, loopback
+from tests.experiments.served_stores import config, same, stored
+
+ENDLESS = Habits("strings", tells_endings=False)
+"""llama-cpp-python's."""
+
+
+def test_an_end_behind_the_budget_is_no_step(tmp_path: Path) -> None:
+    """Drawn as token budget + 1 and left out by the server, it belongs to the state that was cut."""
+    with loopback(habits=ENDLESS) as server, loopback() as plain:
+        own = config(tmp_path, server, max_new_tokens=2, responses=4)
+        other = config(tmp_path, plain, out=tmp_path / "other", max_new_tokens=2, responses=4)
+        draw(own)
+        draw(other)
+    same(stored(own), stored(other), near=1e-6)
+    assert int(stored(own).length.max()) == 2
+
+
+def test_a_reply_is_kept_before_its_end_is_asked_for(tmp_path: Path) -> None:
+    down = [True]
+
+    def hook(number: int, body: dict[str, Any], answer: Callable[[], Answer]) -> Answer:
+        return Answer(500, b"oh") if down[0] and body.get("echo") and not is_greeting(body) else answer()
+
+    with loopback(habits=ENDLESS, fault=hook) as server, loopback() as plain:
+        own = config(tmp_path, server)
+        with pytest.raises(UnavailableError, match="what was drawn is kept"):
+            draw(own)
+        down[0] = False
+        draw(own)
+        drawn = [body["seed"] for body in server.seen if "seed" in body and not is_greeting(body)]
+        assert len(drawn) == len(set(drawn)) == 14, "no reply is paid for twice"
+        other = config(tmp_path, plain, out=tmp_path / "other")
+        draw(other)
+    same(stored(own), stored(other), near=1e-6)
