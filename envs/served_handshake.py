@@ -13,6 +13,7 @@ from envs.errors import InputError
 from envs.served_http import Client, MalformedError, RefusedError
 from envs.served_protocol import ROOM, Words, choices_of, masses_of, used
 from envs.serving import NEUTRAL
+from envs.token_bytes import special_tokens
 
 WHOLE = {name: NEUTRAL[name] for name in ("temperature", "top_p")}
 """The full softmax: servers sample otherwise unless told."""
@@ -91,7 +92,7 @@ def _model(client: Client) -> tuple[str, dict[str, Any]]:
 
 def _sample(tokenizer: Any, words: Words, count: int) -> list[int]:
     """Tokens all over the vocabulary, special ones aside."""
-    special = set(tokenizer.all_special_ids)
+    special = set(special_tokens(tokenizer).values())
     plain = [token for token in range(words.size) if token not in special]
     count = min(count, len(plain))
     return [plain[place * len(plain) // count] for place in range(count)]

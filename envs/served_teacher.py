@@ -29,6 +29,7 @@ from envs.served_http import Client, MalformedError
 from envs.served_protocol import Reply, Row, Words, check_all_told, choices_of, reply_of, rows_of, used
 from envs.serving import Serving
 from envs.teachers import SERVED
+from envs.token_bytes import special_tokens
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -56,6 +57,7 @@ class ServedTeacher(Worded):
         super().__init__(_tokenizer_of(str(tokenizer)), str(tokenizer), chat_template)
         self.words = Words(self.tokenizer, str(tokenizer))
         self.eos_ids = eos_ids_of(self.tokenizer, tokenizer)
+        self._special = frozenset(special_tokens(self.tokenizer).values())
         self.vocab_size = self.words.size
         self.client = Client(url.removeprefix(SERVED), serving)
         self.manner: Manner = greet(self.client, self.tokenizer, self.words)
@@ -193,7 +195,7 @@ class ServedTeacher(Worded):
                 f"the server ended a reply after {len(reply.tokens)} tokens of {budget + 1} ({reply.finish!r}); lower "
                 "--max-new-tokens to what it gives, less one"
             )
-        if reply.tokens and (last := reply.tokens[-1]) in self.tokenizer.all_special_ids:
+        if reply.tokens and (last := reply.tokens[-1]) in self._special:
             raise InputError(
                 f"the server ended a reply with token {last} ({self.words.shown['raw'][last]!r}), the tokenizer's ends "
                 f"are {sorted(self.eos_ids)}; put the model's generation_config.json, which names all, beside it"

@@ -68,7 +68,7 @@ def tokens_of(tokenizer: Any) -> Tokens:
 
     Raises: InputError: tokens that are no bytes by a rule known here, as of tokenizers that lower-case.
     """
-    special = _special(tokenizer)
+    special = special_tokens(tokenizer)
     added = {number: text for text, number in tokenizer.get_added_vocab().items()}
     names = [
         None if name is None else str(name) for name in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
@@ -138,7 +138,7 @@ def of_sentence_piece(token: str) -> bytes:
     return token.replace("▁", " ").encode()
 
 
-def _special(tokenizer: Any) -> dict[str, int]:
+def special_tokens(tokenizer: Any) -> dict[str, int]:
     """Special tokens by name, those that were added as special included."""
     found = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     for number, token in tokenizer.added_tokens_decoder.items():

@@ -199,6 +199,23 @@ def test_an_end_that_the_tokenizer_does_not_name(tmp_path: Path) -> None:
         assert any(reply.tokens[-1] == 0 and reply.finish == "stop" for reply in found)
 
 
+def test_an_end_among_the_added_tokens(tmp_path: Path) -> None:
+    """0 is special, as <end_of_turn> and <|eot_id|> are: no name of the tokenizer's is its, and the server ends there."""
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(numbers(tmp_path / "tokenizer"))
+    tokenizer.eos_token = "5"
+    tokenizer.add_tokens([AddedToken("0", special=True)])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    with loopback() as server:
+        teacher = served(server, tmp_path)
+        assert 0 not in teacher.tokenizer.all_special_ids
+        with pytest.raises(InputError, match=r"token 0 \('0'\), the tokenizer's ends are \[5\]"):
+            for seed in range(20):
+                teacher.replies([[1]], 5, seed)
+
+
 def test_another_process_asks_by_itself(tmp_path: Path) -> None:
     import copy
     import pickle
