@@ -28,15 +28,18 @@ MANNERS: tuple[dict[str, Any], ...] = (
 """Fields that turn off what a server does to the softmax; the first that it takes are sent with every request. A server
 that knows none of them (OpenAI's) does none of it."""
 REFUSALS = (400, 404, 405, 422, 501)
+OF_WEIGHTS = ("n_vocab", "n_embd", "n_params", "n_ctx_train", "size")
+"""What llama.cpp's server says of a model that is the same wherever it lies and however it is started."""
 CHECKED = 256  # tokens whose strings are compared
 
 
 @dataclass(frozen=True)
 class Manner:
-    """What a server wants, and what it says of itself."""
+    """What a server wants, and what it says of its model."""
 
     model: str
-    says: dict[str, Any]
+    weights: dict[str, Any]
+    """What it says of them."""
     context: int
     fields: dict[str, Any]
     text: Any = None
@@ -57,19 +60,20 @@ def greet(client: Client, tokenizer: Any, words: Words) -> Manner:
 
     Raises: InputError: see `envs.served_teacher.ServedTeacher`. UnavailableError: no answer.
     """
-    model, says = _model(client)
-    meta = says["meta"] if isinstance(says.get("meta"), dict) else {}
+    model, told = _model(client)
+    meta = told["meta"] if isinstance(told.get("meta"), dict) else {}
+    weights = {name: meta[name] for name in OF_WEIGHTS if name in meta}
     seen = next((meta[name] for name in ("n_ctx", "n_ctx_train") if name in meta), None)
     usual = getattr(tokenizer, "model_max_length", None)
-    limits = (client.serving.context, says.get("max_model_len"), seen, usual)
+    limits = (client.serving.context, told.get("max_model_len"), seen, usual)
     context = next((int(limit) for limit in limits if isinstance(limit, int) and 2 < limit < 1e9), 1_000_000)
     sample = _sample(tokenizer, words, min(CHECKED, context - 2))
-    manner = _manner(client, Manner(model, says, context, {}), tokenizer, words, sample)
+    manner = _manner(client, Manner(model, weights, context, {}), tokenizer, words, sample)
     return _checked(client, manner, words, sample)
 
 
 def _model(client: Client) -> tuple[str, dict[str, Any]]:
-    """The model's name, and what the server says of it that does not change when it is started again."""
+    """The model's name, and what the server lists of it."""
     wanted = client.serving.model
     try:
         listed = client.get("models")
@@ -86,8 +90,7 @@ def _model(client: Client) -> tuple[str, dict[str, Any]]:
         problem = f"has no model {wanted!r}" if wanted else f"lists {len(models) or 'no'} models"
         names = f", one of: {', '.join(models)}" if models else ""
         raise InputError(f"{client.url} {problem}; give --served.model{names}")
-    kept = {name: models[wanted].get(name) for name in ("owned_by", "root", "parent", "max_model_len", "meta")}
-    return wanted, {name: value for name, value in kept.items() if value is not None}
+    return wanted, models[wanted]
 
 
 def _sample(tokenizer: Any, words: Words, count: int) -> list[int]:
@@ -104,7 +107,7 @@ def _manner(client: Client, manner: Manner, tokenizer: Any, words: Words, sample
     tried = [(way, fields) for way in ways for fields in MANNERS]
     for way, fields in tried:
         text = None if way == "ids" else _Text(tokenizer)
-        own = Manner(manner.model, manner.says, manner.context, {**fields, **client.serving.more}, text)
+        own = Manner(manner.model, manner.weights, manner.context, {**fields, **client.serving.more}, text)
         body = own.body([sample[:4] if text is None else text.ids(sample[:4])], 2, client.serving.logprobs) | {
             "temperature": 0.0,
             "seed": 0,

@@ -71,8 +71,8 @@ class ServedTeacher(Worded):
 
     @property
     def identity(self) -> str:
-        """What tells this teacher from another: its model's name, and what the server says of it."""
-        told = json.dumps([self.manner.model, self.manner.says], sort_keys=True)
+        """What tells this teacher from another: its model's name, and what the server says of the weights."""
+        told = json.dumps([self.manner.model, self.manner.weights], sort_keys=True)
         return "served-" + hashlib.blake2b(told.encode(), digest_size=12).hexdigest()
 
     def walk(self, rows: int) -> ServedWalk:

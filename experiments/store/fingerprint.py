@@ -28,7 +28,7 @@ def fingerprint(teacher: Teacher) -> dict[str, Any]:
 
 def weights_digest(teacher: Teacher) -> str:
     """32 hexadecimal digits of the BLAKE2b of all weights, by name, with their types; of a served teacher, whose
-    weights nobody sees, what its server says of it instead."""
+    weights nobody sees, what its server says of them instead."""
     if (identity := getattr(teacher, "identity", None)) is not None:
         return str(identity)
     digest = hashlib.blake2b(digest_size=16)

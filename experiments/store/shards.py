@@ -23,7 +23,7 @@ import numpy as np
 
 from agents.episodes import Episodes
 from envs.errors import InputError
-from envs.teachers import Teacher
+from envs.teachers import SERVED, Teacher
 from experiments.folder import write
 from experiments.store.columns import Array, Format, Lists, decode, encode
 from experiments.store.fingerprint import fingerprint
@@ -209,9 +209,13 @@ def damage_of(path: Path, line: Mapping[str, Any]) -> str:
 
 
 def check_teacher(manifest: Manifest, found: Mapping[str, Any], folder: Path) -> None:
-    """Raises: InputError: another teacher's store, saying in what they differ."""
+    """A served teacher's server may be started again with another context.
+
+    Raises: InputError: another teacher's store, saying in what they differ.
+    """
+    free = {"context_limit"} if str(manifest.settings.get("teacher")).startswith(SERVED) else set[str]()
     for name, theirs in manifest.teacher.items():
-        if found[name] != theirs:
+        if name not in free and found[name] != theirs:
             if name == "tokenizer" and "carry" in manifest.settings:
                 raise InputError(
                     f"the store {folder} is in the tokens of a student (--student-tokenizer), the teacher given has "

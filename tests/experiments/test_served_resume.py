@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from envs.errors import UnavailableError
+from envs.errors import InputError, UnavailableError
 from experiments.bench.loopback import Answer, Habits
 from experiments.store.draw import draw
 from tests.envs.served import is_greeting, loopback
-from tests.experiments.served_stores import config, same, stored
+from tests.experiments.served_stores import asked, config, same, stored
 
 ENDLESS = Habits("strings", tells_endings=False)
 """llama-cpp-python's."""
@@ -46,3 +48,21 @@ def test_a_reply_is_kept_before_its_end_is_asked_for(tmp_path: Path) -> None:
         other = config(tmp_path, plain, out=tmp_path / "other")
         draw(other)
     same(stored(own), stored(other), near=1e-6)
+
+
+def test_a_server_that_was_started_again_is_the_same_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From another path, with another context: what it says of the weights tells teachers apart."""
+    told: dict[str, Any] = {"id": "toy", "root": "/mnt/a", "max_model_len": 64, "meta": {"n_params": 36, "n_ctx": 64}}
+    with loopback() as server:
+        monkeypatch.setattr(server, "models", partial(Answer, body={"data": [told]}))
+        own = config(tmp_path, server)
+        draw(own)
+    told |= {"root": "/mnt/b", "max_model_len": 32, "owned_by": "others", "meta": {"n_params": 36, "n_ctx": 32}}
+    with loopback() as server:
+        monkeypatch.setattr(server, "models", partial(Answer, body={"data": [told]}))
+        again = replace(own, teacher=f"served:{server.url}")
+        draw(again)
+        assert not asked(server)
+        told["meta"]["n_params"] = 37
+        with pytest.raises(InputError, match="another teacher: its weights is"):
+            draw(again)
