@@ -39,7 +39,7 @@ class Manner:
 
     model: str
     weights: dict[str, Any]
-    """What it says of them."""
+    """What it says of the model's weights."""
     context: int
     fields: dict[str, Any]
     text: Any = None

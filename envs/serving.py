@@ -21,7 +21,22 @@ NEUTRAL: dict[str, float] = {
     "frequency_penalty": 0.0,
 }
 """What leaves the softmax as it is, of all that servers may do to it."""
-OWN = frozenset("model prompt suffix max_tokens logprobs n best_of stream seed echo stop logit_bias".split())
+OFF: dict[str, float] = {
+    **dict.fromkeys("mirostat mirostat_mode xtc_probability dry_multiplier dynatemp_range dynamic_temperature".split(), 0),
+    **dict.fromkeys("top_a epsilon_cutoff eta_cutoff smoothing_factor skew penalty_alpha watermark".split(), 0),
+    **dict.fromkeys("min_tokens min_new_tokens min_length no_repeat_ngram_size ignore_eos ban_eos_token".split(), 0),
+    **dict.fromkeys("post_sampling_probs token_healing use_beam_search".split(), 0),
+    **dict.fromkeys("tfs tfs_z cfg_scale guidance_scale encoder_repetition_penalty num_beams do_sample".split(), 1),
+    "top_n_sigma": -1,
+}
+"""The same of fields that are sent only if the user gives them: of vLLM, llama.cpp, SGLang, TGI and others."""
+OWN = frozenset(
+    "model prompt suffix max_tokens max_completion_tokens n_predict logprobs n best_of stream seed echo stop "
+    "stop_token_ids stop_regex logit_bias allowed_token_ids bad_words banned_tokens banned_strings custom_token_bans "
+    "grammar grammar_string json_schema guided_json guided_regex guided_choice guided_grammar structured_outputs "
+    "response_format regex ebnf logits_processors custom_logit_processor vllm_xargs truncate truncate_prompt_tokens "
+    "truncation_length negative_prompt prompt_embeds n_indent t_max_predict_ms lora lora_path adapter_id".split()
+)
 """Fields of a request that follow from what is asked, or that would change what is drawn or where it ends."""
 
 
@@ -92,8 +107,9 @@ class Serving:
             raise InputError(f"served.extra is not JSON ({error}); write it as in '{{\"top_k\": 0}}'") from None
         if not isinstance(found, dict):
             raise InputError(f"served.extra must be a JSON object, not {type(found).__name__}")
+        neutral = NEUTRAL | OFF
         for name, value in found.items():
-            if name in OWN or value != NEUTRAL.get(name, value) or (name == "top_k" and value not in (0, -1)):
+            if name in OWN or value != neutral.get(name, value) or (name == "top_k" and value not in (0, -1)):
                 raise InputError(
                     f"served.extra sets {name} = {value!r}, but replies are drawn from the full softmax at temperature "
                     "1 and end where the model ends them, or the log-probabilities would not be theirs; leave it out"

@@ -50,6 +50,8 @@ FREE = {
     "student_tokenizer",
     "carry",
 }  # what the episodes do not depend on
+EXTRA = "served.extra"
+"""Where the settings of a store say what else its server was sent; not there in stores that are older than this."""
 
 
 @dataclass(frozen=True)
@@ -280,7 +282,7 @@ def _manifest(out: Path, settings: dict[str, Any], found: dict[str, Any]) -> Man
     """The one that is there, if it is of this very collection; or a new one, written."""
     if (out / MANIFEST).is_file():
         manifest = Manifest.read(out)
-        usual = {field.name: field.default for field in fields(CollectConfig)} | {PROTECTED: "", UPDATED: ""}
+        usual = {field.name: field.default for field in fields(CollectConfig)} | {PROTECTED: "", UPDATED: "", EXTRA: {}}
         for name, ours in settings.items():
             if (theirs := manifest.settings.get(name, usual.get(name))) != ours:
                 raise InputError(
@@ -301,7 +303,7 @@ def _settings(config: CollectConfig, teacher: Teacher, prompts: list[Prompt], pr
         if name not in FREE | {"prompts", "prompt_format", "skip_bad", "protect", "copy_prompt", "rare_within"}
     }
     if config.teacher.startswith(SERVED):
-        own |= {"teacher": teacher.name, "logprobs": config.served.logprobs}
+        own |= {"teacher": teacher.name, "logprobs": config.served.logprobs, EXTRA: config.served.more}
     if isinstance(teacher, CarriedTeacher):
         own["carry"] = asdict(config.carry)
     texts = prompt_hash("\n".join(prompt.text for prompt in prompts))

@@ -217,12 +217,16 @@ def test_http_1_0_that_ends_by_hanging_up(
 
 @pytest.mark.parametrize("extra", [
     {"temperature": 0.7}, {"top_k": 40}, {"top_p": 0.9}, {"n": 3}, {"stream": True}, {"stop": ["x"]},
-    {"repetition_penalty": 1.1}, {"logit_bias": {"3": 5}},
+    {"repetition_penalty": 1.1}, {"logit_bias": {"3": 5}}, {"ignore_eos": True}, {"min_tokens": 2},
+    {"stop_token_ids": [3]}, {"mirostat": 2}, {"xtc_probability": 0.5}, {"dry_multiplier": 0.8}, {"grammar": "root"},
+    {"allowed_token_ids": [3]}, {"truncate_prompt_tokens": 8}, {"top_n_sigma": 1.0}, {"do_sample": False},
+    {"guided_regex": "a"}, {"min_new_tokens": 1}, {"lora": [{"id": 0}]},
 ])  # fmt: skip
 def test_extra_fields_do_not_change_what_is_drawn(extra: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"served.extra sets {next(iter(extra))} = "):
         Serving(extra=json.dumps(extra))
-    assert Serving(extra='{"top_k": -1, "temperature": 1, "user": "me"}').more["user"] == "me"
+    off = {"top_k": -1, "temperature": 1, "ignore_eos": False, "mirostat": 0, "top_n_sigma": -1, "do_sample": True}
+    assert Serving(extra=json.dumps({**off, "user": "me"})).more["user"] == "me"
 
 
 def test_sets_are_not_read_at_another_temperature(tmp_path: Path) -> None:

@@ -66,3 +66,12 @@ def test_a_server_that_was_started_again_is_the_same_teacher(tmp_path: Path, mon
         told["meta"]["n_params"] = 37
         with pytest.raises(InputError, match="another teacher: its weights is"):
             draw(again)
+
+
+def test_a_store_goes_on_with_the_same_fields_only(tmp_path: Path) -> None:
+    with loopback() as server:
+        own = config(tmp_path, server, {"extra": '{"user": "me", "priority": 1}'})
+        draw(own)
+        draw(replace(own, served=replace(own.served, extra='{"priority":1,"user":"me"}')))
+        with pytest.raises(InputError, match=r"served\.extra = {'user': 'me', 'priority': 1}, this one has {}"):
+            draw(replace(own, served=replace(own.served, extra="")))
