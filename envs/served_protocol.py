@@ -196,9 +196,9 @@ def check_all_told(answer: Any, replies: Sequence[Reply], ends: Collection[int])
     stopped = [reply.tokens for reply in replies if reply.finish != "length"]
     if counted > told + sum(not tokens or tokens[-1] not in ends for tokens in stopped):
         raise InputError(
-            f"the server counts {counted} tokens in its replies and tells {told}: without the others (llama.cpp's leaves "
-            "out those that end within a character) texts and log-probabilities would be wrong; take a server that "
-            "tells all (vLLM does)"
+            f"the server counts {counted} tokens in its replies and tells {told}: without the others (llama.cpp's "
+            "leaves out those that end within a character) texts and log-probabilities would be wrong; take a server "
+            "that tells all (vLLM does)"
         )
 
 

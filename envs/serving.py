@@ -22,10 +22,10 @@ NEUTRAL: dict[str, float] = {
 }
 """What leaves the softmax as it is, of all that servers may do to it."""
 OFF: dict[str, float] = {
-    **dict.fromkeys("mirostat mirostat_mode xtc_probability dry_multiplier dynatemp_range dynamic_temperature".split(), 0),
-    **dict.fromkeys("top_a epsilon_cutoff eta_cutoff smoothing_factor skew penalty_alpha watermark".split(), 0),
+    **dict.fromkeys("mirostat mirostat_mode xtc_probability dry_multiplier dynatemp_range".split(), 0),
+    **dict.fromkeys("dynamic_temperature top_a epsilon_cutoff eta_cutoff smoothing_factor skew".split(), 0),
+    **dict.fromkeys("penalty_alpha watermark post_sampling_probs token_healing use_beam_search".split(), 0),
     **dict.fromkeys("min_tokens min_new_tokens min_length no_repeat_ngram_size ignore_eos ban_eos_token".split(), 0),
-    **dict.fromkeys("post_sampling_probs token_healing use_beam_search".split(), 0),
     **dict.fromkeys("tfs tfs_z cfg_scale guidance_scale encoder_repetition_penalty num_beams do_sample".split(), 1),
     "top_n_sigma": -1,
 }

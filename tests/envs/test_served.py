@@ -200,7 +200,7 @@ def test_an_end_that_the_tokenizer_does_not_name(tmp_path: Path) -> None:
 
 
 def test_an_end_among_the_added_tokens(tmp_path: Path) -> None:
-    """0 is special, as <end_of_turn> and <|eot_id|> are: no name of the tokenizer's is its, and the server ends there."""
+    """0 is special and the server ends there, as at <end_of_turn> and <|eot_id|>: the tokenizer has no name for it."""
     from tokenizers import AddedToken
     from transformers import AutoTokenizer
 
