@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from envs.errors import InputError
-from envs.served_http import Client, MalformedError, RefusedError
+from envs.served_http import Client, ExhaustedError, MalformedError, RefusedError
 from envs.served_protocol import ROOM, Words, choices_of, masses_of, used
 from envs.serving import NEUTRAL
 from envs.token_bytes import special_tokens
@@ -27,7 +27,9 @@ MANNERS: tuple[dict[str, Any], ...] = (
 )
 """Fields that turn off what a server does to the softmax; the first that it takes are sent with every request. A server
 that knows none of them (OpenAI's) does none of it."""
-REFUSALS = (400, 404, 405, 422, 501)
+REFUSALS = (400, 404, 405, 422, 500, 501)
+"""Answers after which it is asked otherwise; 500, of gateways to a field that is not theirs, once it was the last of all
+attempts."""
 OF_WEIGHTS = ("n_vocab", "n_embd", "n_params", "n_ctx_train", "size")
 """What llama.cpp's server says of a model that is the same wherever it lies and however it is started."""
 CHECKED = 256  # tokens whose strings are compared
@@ -77,7 +79,7 @@ def _model(client: Client) -> tuple[str, dict[str, Any]]:
     wanted = client.serving.model
     try:
         listed = client.get("models")
-    except RefusedError as error:
+    except (RefusedError, ExhaustedError) as error:
         if not wanted or error.status not in REFUSALS:
             raise
         return wanted, {}
@@ -121,7 +123,7 @@ def _manner(client: Client, manner: Manner, tokenizer: Any, words: Words, sample
         count = partial(used, prompt_tokens=len(prompt))
         try:
             return replace(own, top=client.ask("completions", body, read, count, len(prompt) + 2))
-        except RefusedError as error:
+        except (RefusedError, ExhaustedError) as error:
             if error.status not in REFUSALS or (way, fields) == tried[-1]:
                 raise
     raise AssertionError("a manner was tried")
@@ -182,7 +184,7 @@ def _checked(client: Client, manner: Manner, words: Words, sample: list[int]) ->
     count = partial(used, prompt_tokens=len(sample), echo=True)
     try:
         shown = client.ask("completions", body, read, count, len(sample) + 1)
-    except RefusedError as error:
+    except (RefusedError, ExhaustedError) as error:
         if error.status not in REFUSALS:
             raise
         shown = None

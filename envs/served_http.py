@@ -38,6 +38,14 @@ class RefusedError(InputError):
         self.status = status
 
 
+class ExhaustedError(UnavailableError):
+    """Every attempt of a request failed; the last with this status, 0 if it had none."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class MalformedError(ValueError):
     """An answer that cannot be used; the next one may be better."""
 
@@ -98,7 +106,8 @@ class Client:
             tokens: what the request may take, for `tokens_per_minute`.
         Raises:
             RefusedError: the server refuses the request.
-            UnavailableError: every attempt failed, or the server asks to wait too long.
+            ExhaustedError: every attempt failed.
+            UnavailableError: the server asks to wait too long.
         """
         return self._patiently("POST", path, body, read, used, tokens)
 
@@ -115,14 +124,14 @@ class Client:
             self._requests.take(1)
             self._tokens.take(tokens)
             answer: Any = None
-            wait, failed = 0.0, True
+            wait, status, failed = 0.0, 0, True
             try:
                 answer = self._send(method, path, body)
                 found = read(answer)
                 failed = False
                 return found
             except _Again as error:
-                problem, wait = str(error), error.wait
+                problem, wait, status = str(error), error.wait, error.status
             except MalformedError as error:
                 problem = f"its answer is of no use: {error}"
             finally:
@@ -138,9 +147,10 @@ class Client:
                     self._requests.hold(wait)  # the others would be told the same
                 if self.stopping.wait(pause):
                     break
-        raise UnavailableError(
+        raise ExhaustedError(
             f"{self.url}/{path} failed {attempt} times, last: {self._safe(problem)}; give the same command again once "
-            "it works: what was drawn is kept"
+            "it works: what was drawn is kept",
+            status,
         )
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
@@ -167,7 +177,7 @@ class Client:
             raise _Again(f"{type(error).__name__}: {error}") from error
         text = received.decode("utf-8-sig", "replace")
         if status in AGAIN:
-            raise _Again(f"status {status}: {message_of(text)}", wait)
+            raise _Again(f"status {status}: {message_of(text)}", wait, status)
         if 300 <= status < 400:
             raise RefusedError(
                 self._safe(
@@ -198,9 +208,9 @@ class Client:
 class _Again(Exception):
     """A request that may be sent again, after `wait` seconds if that is not 0."""
 
-    def __init__(self, message: str, wait: float = 0.0) -> None:
+    def __init__(self, message: str, wait: float = 0.0, status: int = 0) -> None:
         super().__init__(message)
-        self.wait = wait
+        self.wait, self.status = wait, status
 
 
 class Pace:

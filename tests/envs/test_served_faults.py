@@ -136,6 +136,27 @@ def test_answers_that_are_worth_another_attempt(tmp_path: Path, status: int, bod
         assert len([1 for one in server.seen if not is_greeting(one)]) == 2
 
 
+@pytest.mark.parametrize("field", ["min_p", "return_tokens_as_token_ids", "echo"])
+def test_a_gateway_that_fails_at_what_it_does_not_know(tmp_path: Path, field: str) -> None:
+    """It answers 500 where others refuse: after all attempts it is asked without the field."""
+
+    def gateway(number: int, body: dict[str, Any], answer: Callable[[], Answer]) -> Answer:
+        return Answer(500, {"error": "unexpected keyword"}) if field in body else answer()
+
+    with loopback(fault=gateway) as server, loopback() as plain:
+        teacher = served(server, tmp_path)
+        assert teacher.manner.echoes == (field != "echo") and field not in teacher.manner.fields
+        assert teacher.replies([[1]], 4, 5) == served(plain, tmp_path).replies([[1]], 4, 5)
+
+
+def test_a_server_that_always_fails_is_unavailable(tmp_path: Path) -> None:
+    with (
+        loopback(fault=lambda number, body, answer: Answer(500, b"oh")) as server,
+        pytest.raises(UnavailableError, match="failed 3 times, last: status 500"),
+    ):
+        served(server, tmp_path)
+
+
 def test_nobody_is_followed_and_where_to_is_said(tmp_path: Path) -> None:
     with loopback(fault=first(301, b"", {"Location": "https://elsewhere/v1"})) as server:
         teacher = served(server, tmp_path)
