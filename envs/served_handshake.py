@@ -126,6 +126,12 @@ def _manner(client: Client, manner: Manner, tokenizer: Any, words: Words, sample
         except (RefusedError, ExhaustedError) as error:
             if error.status not in REFUSALS or (way, fields) == tried[-1]:
                 raise
+            if error.status == 500:
+                warnings.warn(
+                    f"{client.url} fails at {', '.join(fields)} with prompts as {way}, and is asked otherwise; if it was "
+                    "only busy, begin again",
+                    stacklevel=2,
+                )
     raise AssertionError("a manner was tried")
 
 
