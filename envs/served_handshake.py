@@ -28,8 +28,8 @@ MANNERS: tuple[dict[str, Any], ...] = (
 """Fields that turn off what a server does to the softmax; the first that it takes are sent with every request. A server
 that knows none of them (OpenAI's) does none of it."""
 REFUSALS = (400, 404, 405, 422, 500, 501)
-"""Answers after which it is asked otherwise; 500, of gateways to a field that is not theirs, once it was the last of all
-attempts."""
+"""Answers after which it is asked otherwise; after 500, which gateways say to fields that they do not know, once all
+attempts have failed."""
 OF_WEIGHTS = ("n_vocab", "n_embd", "n_params", "n_ctx_train", "size")
 """What llama.cpp's server says of a model that is the same wherever it lies and however it is started."""
 CHECKED = 256  # tokens whose strings are compared
@@ -128,8 +128,8 @@ def _manner(client: Client, manner: Manner, tokenizer: Any, words: Words, sample
                 raise
             if error.status == 500:
                 warnings.warn(
-                    f"{client.url} fails at {', '.join(fields)} with prompts as {way}, and is asked otherwise; if it was "
-                    "only busy, begin again",
+                    f"{client.url} fails at {', '.join(fields)} with prompts as {way}, and is asked otherwise; if it "
+                    "was only busy, begin again",
                     stacklevel=2,
                 )
     raise AssertionError("a manner was tried")

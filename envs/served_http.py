@@ -39,7 +39,8 @@ class RefusedError(InputError):
 
 
 class ExhaustedError(UnavailableError):
-    """Every attempt of a request failed; the last with this status, 0 if it had none."""
+    """Every attempt of a request failed; the last with this status: 200 if it was answered and could not be read, 0 if
+    it had none."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -133,7 +134,7 @@ class Client:
             except _Again as error:
                 problem, wait, status = str(error), error.wait, error.status
             except MalformedError as error:
-                problem = f"its answer is of no use: {error}"
+                problem, status = f"its answer is of no use: {error}", 200
             finally:
                 self._spend(Spent(failed, *(used(answer) if answer is not None else (0, 0))))
             if wait > self.serving.longest_wait:
@@ -146,7 +147,7 @@ class Client:
                 if wait:
                     self._requests.hold(wait)  # the others would be told the same
                 if self.stopping.wait(pause):
-                    break
+                    raise UnavailableError("stopped")
         raise ExhaustedError(
             f"{self.url}/{path} failed {attempt} times, last: {self._safe(problem)}; give the same command again once "
             "it works: what was drawn is kept",

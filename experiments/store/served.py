@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +19,13 @@ from agents.episodes import PAD_LOGP, Episodes
 from envs.candidates import Candidates, top_p
 from envs.errors import InputError
 from envs.rewards import Sqil, Step, make_reward
-from envs.served_http import Spent
+from envs.served_http import ExhaustedError, Spent
 from envs.served_protocol import Reply, Row
 from envs.served_teacher import ServedTeacher
 from envs.serving import Serving
 
-COUNTS = ("requests", "failed_requests", "prompt_tokens", "completion_tokens")
+COUNTS = ("requests", "failed_requests", "prompt_tokens", "completion_tokens", "unread_replies")
+SEEDS = 3  # of a reply that cannot be read, in one command
 
 
 class Journal:
@@ -38,6 +40,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path, self._lock = path, threading.Lock()
         self.replies: dict[int, Reply] = {}
+        self.unread: Counter[int] = Counter()
         self.spent = dict.fromkeys(COUNTS, 0)
         if path.is_file():
             whole = path.read_bytes()
@@ -53,11 +56,19 @@ class Journal:
     def _take(self, told: dict[str, Any]) -> None:
         if "spent" in told:
             failed, prompt, completion = told["spent"]
-            for name, more in zip(COUNTS, (1, int(failed), prompt, completion), strict=True):
+            for name, more in zip(COUNTS, (1, int(failed), prompt, completion, 0), strict=True):
                 self.spent[name] += more
+        elif "unread" in told:
+            self.replies.pop(told["unread"], None)
+            self.unread[told["unread"]] += 1
+            self.spent["unread_replies"] += 1
         else:
             rows = [Row(*row) for row in told["rows"]]
             self.replies[told["reply"]] = Reply(told["tokens"], told["logp"], rows, told["finish"])
+
+    def has(self, number: int, teacher: ServedTeacher) -> bool:
+        """Whether the reply to the prompt of this number is there, its end too."""
+        return number in self.replies and not teacher.lacks_end(self.replies[number])
 
     def spend(self, spent: Spent) -> None:
         """Note one request."""
@@ -66,6 +77,10 @@ class Journal:
     def keep(self, number: int, reply: Reply) -> None:
         """Note the reply to the prompt of this number."""
         self._write({"reply": number, **reply._asdict()})
+
+    def give_up(self, number: int) -> None:
+        """Note that the reply to the prompt of this number, or its end, cannot be read: another takes its place."""
+        self._write({"unread": number})
 
     def _write(self, told: dict[str, Any]) -> None:
         with self._lock:
@@ -94,7 +109,8 @@ def ask(teacher: ServedTeacher, texts: Sequence[list[int]], budget: int, seed: i
 
     A request takes one prompt and a seed of its own, which follows from `seed` and the prompt's number; with more
     prompts (`serving.batch`) it takes those that have equal room, and no seed. An end that the server leaves out is
-    asked for once the reply is kept.
+    asked for once the reply is kept. A reply that cannot be read in any attempt would come back so from the same
+    seed, and is given up for one of another.
 
     Raises: InputError: a prompt that fills the context. And as `ServedTeacher.replies`.
     """
@@ -105,22 +121,31 @@ def ask(teacher: ServedTeacher, texts: Sequence[list[int]], budget: int, seed: i
             f"a prompt has {len(texts[tight])} tokens, the served model sees {teacher.context_limit + 1}, two of which "
             "are for the reply; shorten it (or give served.context, if it sees more)"
         )
-    missing = [number for number in range(len(texts)) if number not in own.replies]
+    missing = [number for number in range(len(texts)) if not own.has(number, teacher)]
     batch = teacher.serving.batch
 
-    def end(number: int) -> None:
-        if teacher.lacks_end(reply := own.replies[number]):
-            own.keep(number, teacher.ended(texts[number], reply, room[number]))
-
-    def one(numbers: list[int]) -> None:
-        drawn = int(np.random.SeedSequence([seed, numbers[0]]).generate_state(1)[0]) % 2**31 if batch == 1 else None
-        found = teacher.replies([texts[number] for number in numbers], room[numbers[0]], drawn)
+    def draw(numbers: list[int]) -> None:
+        drawn = np.random.SeedSequence([seed, numbers[0], own.unread[numbers[0]]]).generate_state(1)[0]
+        asked = [texts[number] for number in numbers]
+        found = teacher.replies(asked, room[numbers[0]], int(drawn) % 2**31 if batch == 1 else None)
         for number, reply in zip(numbers, found, strict=True):
             own.keep(number, reply)
-        for number in numbers:
-            end(number)
 
-    teacher.each(sorted(own.replies), end)  # of a command that was stopped between a reply and its end
+    def one(numbers: list[int]) -> None:
+        try:
+            if new := [number for number in numbers if number not in own.replies]:
+                draw(new)
+            for number in numbers:
+                if not own.has(number, teacher):
+                    own.keep(number, teacher.ended(texts[number], own.replies[number], room[number]))
+        except ExhaustedError as error:
+            if error.status != 200:
+                raise
+            own.give_up(unread := next(number for number in numbers if not own.has(number, teacher)))
+            if own.unread[unread] % SEEDS == 0:
+                raise
+            one(numbers)
+
     teacher.each(portions(missing, room, batch), one)
     return [own.replies[number] for number in range(len(texts))]
 

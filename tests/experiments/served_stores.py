@@ -63,3 +63,13 @@ def faulty(fault: Callable[[Answer], Answer], when: Callable[[int], bool]) -> Ca
 
 def asked(server: Loopback) -> list[tuple[Any, Any]]:
     return [(tuple(body["prompt"]), body["seed"]) for body in server.seen if not is_greeting(body)]
+
+
+def nan(answer: Answer) -> Answer:
+    answer.body["choices"][0]["logprobs"]["token_logprobs"][0] = float("nan")
+    return answer
+
+
+def mute(answer: Answer) -> Answer:
+    answer.body["choices"][0].pop("logprobs")
+    return answer

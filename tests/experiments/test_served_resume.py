@@ -14,7 +14,7 @@ from envs.errors import InputError, UnavailableError
 from experiments.bench.loopback import Answer, Habits
 from experiments.store.draw import draw
 from tests.envs.served import is_greeting, loopback
-from tests.experiments.served_stores import asked, config, same, stored
+from tests.experiments.served_stores import asked, config, mute, nan, same, stored
 
 ENDLESS = Habits("strings", tells_endings=False)
 """llama-cpp-python's."""
@@ -75,3 +75,44 @@ def test_a_store_goes_on_with_the_same_fields_only(tmp_path: Path) -> None:
         draw(replace(own, served=replace(own.served, extra='{"priority":1,"user":"me"}')))
         with pytest.raises(InputError, match=r"served\.extra = {'user': 'me', 'priority': 1}, this one has {}"):
             draw(replace(own, served=replace(own.served, extra="")))
+
+
+def test_a_reply_that_cannot_be_read_is_given_up_for_one_of_another_seed(tmp_path: Path) -> None:
+    """Unreadable in every attempt, from the first seed of one prompt only, and then from all of its seeds."""
+    first, always = list[int](), [False]
+
+    def hook(number: int, body: dict[str, Any], answer: Callable[[], Answer]) -> Answer:
+        if is_greeting(body) or body["prompt"] != [3]:
+            return answer()
+        first.append(body["seed"])
+        return nan(answer()) if always[0] or body["seed"] == first[0] else answer()
+
+    with loopback(fault=hook) as server:
+        own = config(tmp_path, server)
+        assert draw(own)["unread_replies"] == 1 and len(first) == 3 + 1 and len(set(first)) == 2
+        always[0], other = True, config(tmp_path, server, out=tmp_path / "other")
+        first.clear()
+        with pytest.raises(UnavailableError, match="its answer is of no use"):
+            draw(other)
+        assert len(first) == 3 * 3 and len(set(first)) == 3
+        always[0] = False
+        assert draw(other)["unread_replies"] == 3 and len(first) == 9 + 1 and len(set(first)) == 4
+    ours, theirs = stored(own), stored(other)
+    rest = [row for row in range(14) if row != 2]
+    same(ours.select(rest), theirs.select(rest))
+
+
+def test_a_reply_whose_end_cannot_be_read_is_given_up_too(tmp_path: Path) -> None:
+    """It is kept by then, and would be what every later command asks for the end of."""
+    unread = list[list[int]]()
+
+    def hook(number: int, body: dict[str, Any], answer: Callable[[], Answer]) -> Answer:
+        if is_greeting(body) or not body.get("echo") or (unread and body["prompt"] != unread[0]):
+            return answer()
+        unread.append(body["prompt"])
+        return mute(answer())
+
+    with loopback(habits=ENDLESS, fault=hook) as server:
+        own = config(tmp_path, server, {"concurrency": 1})
+        assert draw(own)["unread_replies"] >= 1 and len(unread) >= 3
+    assert stored(own).length.shape == (14,)

@@ -34,7 +34,7 @@ from experiments.store.served import Journal, portions
 from experiments.store.shards import Manifest, write_shard
 from tests.envs.served import broken, is_greeting, loopback, numbers, served
 from tests.experiments.runs import prompts_file
-from tests.experiments.served_stores import asked, config, faulty, same, stored
+from tests.experiments.served_stores import asked, config, faulty, mute, nan, same, stored
 
 TEXTS = [[1], [2, 3], [5, 1, 4], [3], [2, 3], [4, 4]]
 ORDER = np.argsort([TEXTS.index(text) for text in TEXTS], kind="stable").tolist()
@@ -137,16 +137,6 @@ def texts_of(episodes: Episodes) -> list[list[int]]:
 def replies_of(episodes: Episodes) -> list[list[int]]:
     ends = zip(episodes.prompt_length.tolist(), episodes.length.tolist(), strict=True)
     return [row[start : start + size].tolist() for row, (start, size) in zip(episodes.tokens, ends, strict=True)]
-
-
-def nan(answer: Answer) -> Answer:
-    answer.body["choices"][0]["logprobs"]["token_logprobs"][0] = float("nan")
-    return answer
-
-
-def mute(answer: Answer) -> Answer:
-    answer.body["choices"][0].pop("logprobs")
-    return answer
 
 
 def late(answer: Answer) -> Answer:
@@ -275,11 +265,14 @@ def test_a_journal_cut_in_the_middle_of_a_line(tmp_path: Path) -> None:
     journal.spend(Spent(False, 3, 2))
     journal.keep(4, reply)
     journal.spend(Spent(True, 0, 0))
+    journal.give_up(6)
+    journal.give_up(6)
     journal.close()
     path.write_bytes(path.read_bytes() + b'{"reply": 5, "tok')
     again = Journal(path)
-    assert again.replies == {4: reply}
-    assert again.spent == {"requests": 2, "failed_requests": 1, "prompt_tokens": 3, "completion_tokens": 2}
+    assert again.replies == {4: reply} and again.unread == {6: 2}
+    unread = {"unread_replies": 2}
+    assert again.spent == {"requests": 2, "failed_requests": 1, "prompt_tokens": 3, "completion_tokens": 2} | unread
     again.keep(5, reply)
     again.close()
     assert Journal(path).replies == {4: reply, 5: reply}
