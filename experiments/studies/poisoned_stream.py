@@ -10,8 +10,9 @@ comes a stretch of `stretch` that is otherwise, then `calm` usual ones again:
     garbled   messages whose letters are shuffled: prompts that teach nothing
     misled    usual messages, but the teacher's words are swapped for others: wrong labels
 
-Every stream is gone through with the watch and without it, by the same seed: paired. Students are measured on the test
-messages, which have no part in any of it.
+Every stream is gone through with the watch and without it, by the same seed: paired. Where the watch has noticed
+nothing the two are one run, bit by bit, and it is not done twice. Students are measured on the test messages, which
+have no part in any of it.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class PoisonedStreamConfig:
     """Prompts before the stretch, and as many behind it."""
     stretch: int = 256
     agent: str = "soft_q"
+    """One that learns from episodes alone: what others ask the teacher for is not misled."""
     eval_prompts: int = 128
 
 
@@ -70,11 +72,13 @@ def study(config: PoisonedStreamConfig) -> str:
     """
     if config.seeds < 2:
         raise InputError(f"seeds = {config.seeds} gives no interval; give at least 2")
-    found = {
-        (kind, watch): [one_run(config, kind, watch, seed) for seed in range(config.seeds)]
-        for kind in KINDS
-        for watch in (True, False)
-    }
+    found: dict[tuple[str, bool], list[Figures]] = {}
+    for kind in KINDS:
+        found[kind, True] = [one_run(config, kind, True, seed) for seed in range(config.seeds)]
+        found[kind, False] = [
+            one_run(config, kind, False, seed) if own["alarms"] or own["failed"] else own
+            for seed, own in enumerate(found[kind, True])
+        ]
     return said(config, found)
 
 
