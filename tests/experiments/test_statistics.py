@@ -85,15 +85,15 @@ def test_tasks_and_the_measure_are_what_all_arms_have() -> None:
 
 
 def test_intervals_agree_with_a_bootstrap_by_hand() -> None:
-    """Seeds drawn again within every task, 4,000 times, percentiles: within the error of the two samples."""
+    """Whole seeds drawn again, 4,000 times, percentiles: within the error of the two samples."""
     draw = np.random.default_rng(7)
     scores = draw.normal(size=(6, 3))
     rows = [row("kd", seed, *own) for seed, own in enumerate(scores)]
     found = aggregates(rows)["kd", 0.9]["iqm"]
     means = []
     for _ in range(4000):
-        again = [scores[draw.integers(6), task] for task in range(3) for _ in range(6)]
-        means.append(np.mean(sorted(again)[4:14]))  # 18 / 4 = 4 go at either end
+        again = scores[draw.integers(6, size=6)]  # (6, 3): a drawn seed brings all its tasks
+        means.append(np.mean(np.sort(again, axis=None)[4:14]))  # 18 / 4 = 4 go at either end
     low, high = np.percentile(means, [2.5, 97.5])
     # The error of a 2.5 % point of 1,000 draws from a normal law is 2.7·σ/√1000 = .085 σ.
     close = 4 * 0.085 * float(np.std(means))
@@ -103,6 +103,29 @@ def test_intervals_agree_with_a_bootstrap_by_hand() -> None:
     assert found == aggregates(rows)["kd", 0.9]["iqm"], (
         "the same rows give the same interval, whatever was drawn before"
     )
+
+
+def test_what_a_seed_does_to_all_its_tasks_is_not_averaged_over_them() -> None:
+    """Scores s + t of seed s on task t have the spread of one task's: mean ± 1.96 σ/√S, not σ/√(S·T)."""
+    seeds = np.random.default_rng(3).normal(size=(25, 1))
+    for tasks in ([0.0], [0.0, 5.0, 10.0]):
+        scores = seeds + np.array(tasks)  # (S, T)
+        found = aggregates(
+            [
+                row("kd", seed, *own) if len(own) > 1 else row("kd", seed, task_score=own[0])
+                for seed, own in enumerate(scores.tolist())
+            ]
+        )["kd", 0.9]["mean"]
+        half = 1.96 * float(seeds.std()) / math.sqrt(25)
+        assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)  # drawn apart: .58 of it on three tasks
+
+
+def test_both_arms_of_a_comparison_keep_their_seeds_whole() -> None:
+    """Of two seeds, one above on all tasks and one below on all: a draw of them gives 0, ½ or 1, and nothing else."""
+    own = [row("kd", 0, 2.0, 2.0, 2.0), row("kd", 1, 0.0, 0.0, 0.0)]
+    other = [row("bc", seed, 1.0, 1.0, 1.0) for seed in (0, 1)]
+    found = probability_of_improvement([*own, *other], "bc")["kd", 0.9]
+    assert (found.low, found.value, found.high) == (0, 0.5, 1)  # drawn apart, 0 and 1 have (1/4)³ each: below 2.5 %
 
 
 def test_tasks_are_not_drawn_again() -> None:
