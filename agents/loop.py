@@ -25,8 +25,8 @@ class LoopConfig:
     gamma: float = 1.0
     """Discount; a run gives its own."""
     steps: int | None = None
-    """Steps in the environment, each paid by one label of the teacher; none: as many as the run's teacher episodes
-    have tokens, so that every arm pays for as many labels."""
+    """Steps in the environment, each paid by one label of the teacher; none: as many as the run's teacher episodes, or
+    its budget of teacher tokens, have, so that every arm pays for as many labels."""
     num_envs: int = 32
     """Episodes walked side by side."""
 

@@ -13,11 +13,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from agents.loop import LoopAgent
 from envs.errors import InputError
 from experiments.config import RunConfig
 
 UPDATES = "updates"
 BUDGETS = (UPDATES, "teacher_tokens", "flops", "seconds")
+
+
+class SpentError(RuntimeError):
+    """What a cell pays for before its first update is all that it may spend; the other cells may spend less there."""
 
 
 def check_budget(config: RunConfig) -> None:
@@ -30,13 +35,19 @@ def check_budget(config: RunConfig) -> None:
         raise InputError(f"budget_size = {config.budget_size:g} of {config.budget} must be positive")
 
 
+def check_counts(config: RunConfig, arm: str, agent: Any) -> None:
+    """Raises: InputError: an agent that owns its loop, which counts no operations, and a budget of these."""
+    if config.budget == "flops" and isinstance(agent, LoopAgent):
+        raise InputError(f"{arm} counts no flops; give --budget seconds or teacher_tokens, or leave it out")
+
+
 def begun(config: RunConfig, cost: float) -> dict[str, Any]:
     """The `budget` of a record whose first update comes next: what it is of, its size, and what is spent `before`.
 
-    Raises: InputError: all of it.
+    Raises: SpentError: all of it.
     """
     if config.budget != UPDATES and cost >= config.budget_size:
-        raise InputError(
+        raise SpentError(
             f"{cost:,.0f} {config.budget} are spent before the first update, the budget is {config.budget_size:,.0f}; "
             "raise --budget-size, or lower --episodes"
         )

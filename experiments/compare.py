@@ -12,6 +12,7 @@ from agents.student import SIZES
 from envs.errors import InputError
 from experiments import launch, ray_jobs, share, statistics, tuning, warm_up
 from experiments.arms import agent_of
+from experiments.budget import check_counts
 from experiments.cell import build_agent, check_settings, trained_once
 from experiments.config import ABSENT, CompareConfig, DistillConfig, RunConfig
 from experiments.cost import TOKENS, check_price, costs, with_price
@@ -75,6 +76,7 @@ def _run(space: Workspace, arms: Sequence[str], cells: list[Cell], config: Compa
     for arm in [*arms, *([config.warm_start] if config.warm_start else [])]:
         agent = build_agent(config, Cell(arm, 0, space.masses[0]), student, space.settings(arm))
         check_asks_nothing(config, arm, agent)
+        check_counts(config, arm, agent)
         launch.check_spread(config, arm, agent)
         if trained_once(config, agent, student):
             once.add(arm)

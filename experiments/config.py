@@ -104,8 +104,8 @@ class RunConfig(SetConfig):
     """Discount of the agents that look ahead, and of the rewards that need it."""
     episodes: int = 1024
     """Teacher episodes that all agents of a seed share, drawn from its full softmax; a store has its own number.
-    Agents that walk by themselves (sb3:…) take as many steps as these have tokens instead; sb3:ppo.steps=N sets another
-    budget."""
+    Agents that walk by themselves (sb3:…) take as many steps as these, or a budget of teacher tokens, have instead;
+    sb3:ppo.steps=N sets another number."""
     targets: str = "teacher"
     """Whose replies these are: "teacher", or "references", those of the prompts, as supervised fine-tuning takes them;
     the teacher still gives their candidates and rewards, and their probability is taken to be its own."""

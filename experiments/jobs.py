@@ -25,6 +25,7 @@ from agents.errors import InputError as AgentInputError
 from agents.student import Student
 from envs.errors import InputError
 from envs.memory import GIB, free_memory
+from experiments.budget import SpentError
 from experiments.config import RunConfig
 from experiments.folder import full_disk_is_said, write
 from experiments.report import Row
@@ -35,6 +36,7 @@ from experiments.warm_up import warm_up
 from experiments.workspace import Cell, Report, Workspace
 
 ENDS_ALL = (InputError, AgentInputError)  # bad input and a full disk, which the other cells would meet too
+ENDS_ONE = (DivergedError, SpentError)  # foreseen, and due to the cell's own settings; the text says all
 Failures = list[tuple[Cell, BaseException]]
 
 
@@ -122,7 +124,7 @@ def _run_here(space: Workspace, cell: Cell, report: Report) -> None:
             with full_disk_is_said(space.out):
                 warm_up(space, cell.seed, report)
         run_cell(space, cell, report)
-    except (DivergedError, ShareError, *ENDS_ALL):
+    except (ShareError, *ENDS_ONE, *ENDS_ALL):
         raise
     except Exception:  # an agent of a user's own may raise anything; it is written down, and raised
         with suppress(OSError):
@@ -148,7 +150,7 @@ def _alone(space: Workspace, cell: Cell) -> Iterator[None]:
 def said(error: BaseException) -> str:
     """An error in one line; its kind too where its text does not speak for itself."""
     text = str(error)
-    return text if isinstance(error, (DivergedError, FailedCells)) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, (FailedCells, *ENDS_ONE)) else f"{type(error).__name__}: {text}"
 
 
 class Progress:
@@ -191,7 +193,7 @@ def _in_turn(space: Workspace, cells: Sequence[Cell], about: str) -> Failures:
             except ENDS_ALL:
                 raise
             except Exception as error:  # whatever ends one cell, the others are to finish; all are said in the end
-                if parallel.size() > 1 and not isinstance(error, DivergedError):
+                if parallel.size() > 1 and not isinstance(error, ENDS_ONE):
                     raise  # which the others may know nothing of: their launcher ends them
                 failures.append((cell, error))
                 progress.failed(cell, error)

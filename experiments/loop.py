@@ -1,13 +1,14 @@
 """One cell whose agent owns its loop: it walks the environment on the training prompts, for the price of the others.
 
-Its budget is as many environment steps as the seed's shared teacher episodes have tokens: every arm pays for the same
-number of teacher labels (`AGENT.steps=N` sets another). It starts from the same student, is measured on the same
-prompts as often, and is exported the same way. `updates` of its curve and its row are the share of the budget that is
-spent, in units of the run's updates, so that curves share an axis; `gradient_steps` in its result counts its own.
+Its budget is as many environment steps as the seed's shared teacher episodes have tokens, or as a budget of teacher
+tokens has: every arm pays for the same number of teacher labels (`AGENT.steps=N` sets another, within such a budget).
+It starts from the same student, is measured on the same prompts as often, and is exported the same way. `updates` of
+its curve and its row are the share of the budget that is spent, in units of the run's updates, so that curves share an
+axis; `gradient_steps` in its result counts its own.
 
 A budget of seconds ends it earlier, between two rollouts. A stopped cell goes on from its last checkpoint with what is
-left of the budget. That is not bit-identical to a cell that was never stopped: the episodes under
-way begin anew, with other random numbers.
+left of the budget. That is not bit-identical to a cell that was never stopped: the episodes under way begin anew, with
+other random numbers.
 """
 
 from __future__ import annotations
@@ -45,12 +46,11 @@ class LoopTrainer:
         agent = build_agent(space.config, cell, space.student(cell.seed), settings)
         assert isinstance(agent, LoopAgent)
         self.agent = agent
-        self.budget = int(agent.config.steps or tokens_of(space.episodes(cell.seed, cell.top_p)))
-        of, size = space.config.budget, space.config.budget_size
-        if of == "flops":
-            raise InputError(f"{agent.name} counts no flops; give it --budget seconds, or teacher_tokens")
-        if of == "teacher_tokens":
-            self.budget = min(self.budget, int(size))
+        if space.config.budget == "teacher_tokens":
+            size = int(space.config.budget_size)
+            self.budget = min(agent.config.steps or size, size)
+        else:
+            self.budget = agent.config.steps or tokens_of(space.episodes(cell.seed, cell.top_p))
         self.record: dict[str, Any] = {"seconds": 0.0, "budget": budget.begun(space.config, 0.0), "curve": []}
         self._restore()
 

@@ -53,7 +53,7 @@ def run_cell(space: Workspace, cell: Cell, report: Report = lambda text, updates
 
     Returns: `agent`, `seed`, `top_p`, `updates`, costs, `settings`, the test `measures` and the validation `curve`.
     Raises: InputError: the cell was run with other settings of its agent, or the disk is full. DivergedError: see
-        `Agent.update`.
+        `Agent.update`. SpentError: see `budget.begun`.
     """
     with full_disk_is_said(space.out):
         return _run_cell(space, cell, report)
@@ -169,7 +169,7 @@ class Trainer:
         report("", self.agent.updates)
         self._label(report)
         if "budget" not in record and not self.cell.role.startswith("warm"):  # a warm-up ends by itself
-            record["budget"] = budget.begun(config, self._cost(config.budget))
+            record["budget"] = parallel.first(lambda: budget.begun(config, self._cost(config.budget)))
         saved = time.monotonic()
         with self._writer() as writer:
             if not record["curve"]:

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.errors import DivergedError
 from envs.errors import InputError
 from experiments import tpe
 from experiments.arms import split_arm
 from experiments.cell import build_agent
 from experiments.config import ABSENT
 from experiments.folder import write
-from experiments.jobs import FailedCells, run_cells, said
+from experiments.jobs import ENDS_ONE, FailedCells, run_cells, said
 from experiments.metrics import task_measures
 from experiments.report import aligned, csv_of
 from experiments.samplers import TPE, Case, Grid, Sampler, arm_of, given, trials_of
@@ -91,7 +90,7 @@ def tune(space: Workspace, arms: Sequence[str], count: int, select: str, jobs: i
         for (case, number), cell in cells.items():
             found[case].append(trial := Trial(number, cell, _last(space, cell)))
             score = _score(trial, select)
-            if score is not None or trial.last or isinstance(failures[cell], DivergedError):
+            if score is not None or trial.last or isinstance(failures[cell], ENDS_ONE):
                 sampler.tell(case, number, score)  # what died by chance is tried again by the next command
     best = {case: _best(case, trials, select, failures) for case, trials in found.items()}
     chosen = {f"{arm} {top_p:g}": best[arm, top_p].settings(arm) for arm, top_p in cases}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ from agents.base import schedule
 from agents.errors import InputError as AgentInputError
 from agents.table_student import TableStudent
 from envs.errors import InputError
+from experiments import train
 from experiments.budget import share
 from experiments.compare import compare
 from experiments.config import CompareConfig
+from experiments.flops import of_reading
+from experiments.jobs import FailedCells
 from experiments.train import Trainer
+from experiments.workspace import Workspace
 from tests.experiments.runs import small
 
 
@@ -94,9 +99,63 @@ def test_seconds_end_both_kinds_of_loop(tmp_path: Path) -> None:
         ({"budget": "tokens", "budget_size": 1.0}, "must be one of updates, teacher_tokens, flops, seconds"),
         ({"budget": "seconds"}, "budget_size = 0 of seconds must be positive"),
         ({"budget_size": 3.0}, "set --updates"),
-        ({"budget": "teacher_tokens", "budget_size": 2.0}, "spent before the first update"),
     ],
 )
 def test_a_budget_that_buys_nothing_is_refused(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     with pytest.raises((InputError, AgentInputError), match=says):
         compare(small(tmp_path, agents=("bc",), **changes))
+
+
+def test_a_loop_that_counts_no_flops_is_refused_before_anything_begins(tmp_path: Path) -> None:
+    pytest.importorskip("stable_baselines3")
+    config = small(tmp_path, agents=("bc", "sb3:a2c"), budget="flops", budget_size=1e9)
+    with pytest.raises(InputError, match="sb3:a2c counts no flops; give --budget seconds or teacher_tokens"):
+        compare(config)
+    assert not config.out.exists()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_arm_whose_labels_are_all_of_the_budget_costs_only_itself(tmp_path: Path, jobs: int) -> None:
+    """An arm on the student's own walks asks the teacher as it goes; one on the shared episodes has paid before."""
+    config = small(tmp_path, agents=("bc", "actor_critic"), budget="teacher_tokens", budget_size=2.0, jobs=jobs)
+    with pytest.raises(FailedCells) as failed:
+        compare(config)
+    assert str(failed.value).startswith("bc-p0.9-seed0: ") and "spent before the first update" in str(failed.value)
+    assert [row.agent for row in failed.value.rows] == ["teacher", "start", "actor_critic"]
+    assert result(config, "actor_critic")["updates"] == 1
+    assert not (config.out / "cells/bc-p0.9-seed0/error.txt").exists()
+
+
+def test_a_loop_may_spend_a_budget_of_teacher_tokens_whole(tmp_path: Path) -> None:
+    """More than the shared episodes have tokens, of which it takes none; its own setting stays the most."""
+    pytest.importorskip("stable_baselines3")
+    own = ("sb3:a2c.num_envs=4", "sb3:a2c.n_steps=1", "sb3:ppo.num_envs=4", "sb3:ppo.n_steps=2", "sb3:ppo.steps=40")
+    config = small(tmp_path, agents=("sb3:a2c", "sb3:ppo"), agent_config=own, episodes=4, eval_every=6)
+    compare(replace(config, budget="teacher_tokens", budget_size=202.0))
+    assert int(Workspace(config).episodes(0, 0.9).length.sum()) < 100
+    assert [result(config, arm)["teacher_tokens"] for arm in ("sb3.a2c", "sb3.ppo")] == [200, 40]
+
+
+def test_a_loop_that_was_stopped_when_all_was_spent_learns_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("stable_baselines3")
+    own = ("sb3:a2c.steps=100000", "sb3:a2c.num_envs=4")
+    config = small(tmp_path, agents=("sb3:a2c",), agent_config=own, budget="seconds", budget_size=0.3, eval_every=6)
+
+    examine, measured = train.examine, []
+
+    def stopped(*given: Any) -> Any:
+        """The start is measured, and the end of the process comes where the trained student would be."""
+        measured.append(given)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return examine(*given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "examine", stopped)
+        compare(config)
+    (place,) = (config.out / "cells/sb3.a2c-p0.9-seed0/checkpoints").iterdir()
+    compare(config)
+    found = result(config, "sb3.a2c")
+    assert found["teacher_tokens"] == int(place.name) and len(found["curve"]) == 2
