@@ -176,6 +176,14 @@ class Agent(ABC, Generic[C]):
         return max(float(self.updates), self.spent * self.total_updates)
 
     @property
+    def kind_of_update(self) -> str:
+        """Names what the next update computes, where an agent leaves out at times what it computes at others.
+
+        Updates of one kind are taken to cost alike.
+        """
+        return ""
+
+    @property
     @abstractmethod
     def fixed_point(self) -> FixedPoint | None:
         """Where this agent ends on a table teacher."""

@@ -130,6 +130,12 @@ class ValueTilt(Agent[ValueTiltConfig]):
             self.config.gamma * min(max((self.progress - self.alone) / ramp, 0.0), 1.0) if ramp else self.config.gamma
         )
 
+    @property
+    def kind_of_update(self) -> str:
+        if self.progress < self.alone:
+            return "critic alone"
+        return "tilted" if self.strength > 0 else "not tilted"
+
     def loss(self, batch: Episodes) -> tuple[Tensor, Logs]:
         config, weights, mask = self.config, batch.step_weights, batch.mask[:, :-1]
         scores = self.student.scores(batch)

@@ -9,7 +9,7 @@ import torch
 from torch.utils import flop_counter
 
 Result = TypeVar("Result")
-EVERY = 50  # updates from one that is counted to the next; those between are taken for as dear
+EVERY = 50  # updates from one that is counted to the next of its kind; those between are taken for as dear
 _FORMULAS: Any = flop_counter
 _FLASH = "_scaled_dot_product_flash_attention_for_cpu"
 _ON_A_CPU: dict[Any, Any] = {  # attention, which the counter knows by its names on other devices only

@@ -240,11 +240,7 @@ class Trainer:
         check_rows(max(int(batch.ids.max()), int(batch.tokens.max())), self.student.vocab_size)
         tokens, batch = int(batch.length.sum()), batch.to(self.space.device)
         try:
-            if self.agent.updates % EVERY == 0:
-                figures, flops = counted(lambda: self.agent.update(batch))
-                self.record["update_flops"] = parallel.total(flops)
-            else:
-                figures = self.agent.update(batch)
+            figures = self._priced(batch)
         except DivergedError as error:
             place = self.folder / "diverged.safetensors"
             if parallel.rank() == 0:
@@ -259,6 +255,15 @@ class Trainer:
         if "log_inside" in figures:
             figures["leak"] = -math.expm1(figures.pop("log_inside"))
         return figures, tokens
+
+    def _priced(self, batch: Episodes) -> dict[str, float]:
+        """Update; `update_flops` of the record is what it took, or the last one of its kind that was counted."""
+        kind, before = self.agent.kind_of_update, self.record.get("update_kind")
+        if self.agent.updates % EVERY and kind == before:
+            return self.agent.update(batch)
+        figures, flops = counted(lambda: self.agent.update(batch))
+        self.record |= {"update_flops": parallel.total(flops), "update_kind": kind}
+        return figures
 
     def _batch(self) -> Episodes:
         """Episodes of the student, as many as the agent asks for, and of the teacher for the rest."""

@@ -15,6 +15,7 @@ from agents.replay import Replay
 from agents.student import Student
 from agents.walks import Walks
 from experiments.collect import collect
+from experiments.flops import counted
 from experiments.workspace import COLLECT_ROWS, Cell, Workspace
 
 REPLAY_MEMORY = 2**31  # bytes of episodes before any are spilled to disk
@@ -41,7 +42,9 @@ class Walker:
         if self.portions <= self.agent.updates // self.walks.every:
             begin = time.monotonic()
             drawn = self._draw()
-            self.replay.add(self.agent.receive(drawn.to(self.student.model.device)).to("cpu"))
+            received, flops = counted(lambda: self.agent.receive(drawn.to(self.student.model.device)))
+            self.replay.add(received.to("cpu"))
+            record["flops"] += flops
             tokens = int(drawn.length.sum())
             record["student_tokens"] += tokens
             record["teacher_tokens"] += tokens

@@ -75,6 +75,17 @@ def test_an_arm_ends_when_it_has_spent_its_operations(tmp_path: Path, monkeypatc
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_each_kind_of_update_has_its_own_price(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 20 updates of `value_tilt` the critic learns alone in 4, the tilt is 0 in the fifth and stands in 15."""
+    prices = iter([1e9, 1e10, 1e11])
+    monkeypatch.setattr(train, "counted", lambda work: (work(), next(prices)))
+    config = small(tmp_path, agents=("value_tilt",), updates=20, eval_every=20)
+    compare(config)
+    found, student = result(config, "value_tilt"), Workspace(config).student(0).model
+    walked = of_reading(student, found["student_tokens"])
+    assert found["flops"] == pytest.approx(4 * 1e9 + 1e10 + 15 * 1e11 + walked, rel=1e-12)
+
+
 def test_seconds_end_both_kinds_of_loop(tmp_path: Path) -> None:
     pytest.importorskip("stable_baselines3")
     config = small(

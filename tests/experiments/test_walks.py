@@ -16,6 +16,7 @@ from agents.errors import InputError
 from agents.student import Student
 from experiments import walks
 from experiments.compare import compare
+from experiments.flops import counted
 from experiments.jobs import FailedCells
 from experiments.workspace import Workspace
 from tests.experiments.runs import small
@@ -151,3 +152,20 @@ def test_an_on_policy_agent_refuses_episodes_that_an_older_student_drew(tmp_path
     with pytest.raises(InputError, match=r"drew at update 0 are stale at update 2, 2 updates is the most"):
         agent.update(batch)
     agent.update(replace(batch, version=torch.full((2,), 2)))
+
+
+def test_what_an_agent_computes_of_a_walk_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ppo` reads each of its walks again for its old policy."""
+    config, found = small(tmp_path, agents=("ppo",)), list[float]()
+    compare(config)
+
+    def free(work: Any) -> Any:
+        result, operations = counted(work)
+        found.append(operations)
+        return result, 0.0
+
+    monkeypatch.setattr(walks, "counted", free)
+    unread = replace(config, out=tmp_path / "unread")
+    compare(unread)
+    assert found and min(found) > 0
+    assert result(config, "ppo")["flops"] == pytest.approx(result(unread, "ppo")["flops"] + sum(found), rel=1e-12)
