@@ -34,13 +34,15 @@ def remember(
         more:     hashes of further prompts that it was trained on.
     """
     for name, prompts, others in ((TRAINED_ON, trained, set(more)), (SELECTED_ON, selected, set[str]())):
-        if hashes := {prompt_hash(prompt.text) for prompt in prompts} | others | _known(start, name):
+        if hashes := {prompt_hash(prompt.text) for prompt in prompts} | others | hashes_in(start / name):
             write(directory / name, json.dumps(sorted(hashes)))
 
 
-def _known(directory: Path, name: str) -> set[str]:
-    """Raises: InputError: a record that is none: what is not known to be unseen must not be measured on."""
-    record = directory / name
+def hashes_in(record: Path) -> set[str]:
+    """The hashes of prompts that a record holds; none where it is not there.
+
+    Raises: InputError: a record that is none: what is not known to be unseen must not be measured on.
+    """
     if not record.is_file():
         return set()
     try:
@@ -54,7 +56,7 @@ def _known(directory: Path, name: str) -> set[str]:
 
 def refuse_training_prompts(directory: Path, prompts: Sequence[Prompt]) -> None:
     """Raises: InputError: some of the prompts are among those the student was trained on."""
-    if seen := _among(prompts, _known(directory, TRAINED_ON)):
+    if seen := _among(prompts, hashes_in(directory / TRAINED_ON)):
         raise InputError(
             f"{directory} was trained on {len(seen)} of these {len(prompts)} prompts, for one {seen[0][:60]!r}; "
             "measure it on others"
@@ -63,7 +65,7 @@ def refuse_training_prompts(directory: Path, prompts: Sequence[Prompt]) -> None:
 
 def refuse_selection_prompts(directory: Path, prompts: Sequence[Prompt]) -> None:
     """Raises: InputError: some of the prompts are among those the student was selected on."""
-    if seen := _among(prompts, _known(directory, SELECTED_ON)):
+    if seen := _among(prompts, hashes_in(directory / SELECTED_ON)):
         raise InputError(
             f"{directory} was selected on {len(seen)} of these {len(prompts)} prompts, for one {seen[0][:60]!r}: its "
             "settings or its warm-up were chosen by what it did on them, so that figures on them flatter it; measure "

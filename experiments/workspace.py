@@ -302,9 +302,11 @@ class Workspace:
             )
 
     def remember_prompts(self, directory: Path) -> None:
-        """Write beside a student of this run which prompts it has seen."""
+        """Write beside a student of this run which prompts it has seen, those of its store included."""
         chosen = bool(self.config.warm_start) or getattr(self.config, "trials", 0) > 0
-        remember(directory, self.start_directory, self.splits.train, self.splits.validation if chosen else ())
+        selected = self.splits.validation if chosen else ()
+        more = self.stored.store.prompts if self.stored is not None else ()
+        remember(directory, self.start_directory, self.splits.train, selected, more)
 
     def student_directory(self, cell: Cell) -> Path:
         """Where a cell's student is saved; with several top_p its name says which."""

@@ -30,7 +30,7 @@ from experiments.protect import check_protection, digest_of, fitting_extras, pro
 from experiments.store import carried
 from experiments.store.columns import Format
 from experiments.store.fingerprint import fingerprint
-from experiments.store.shards import MANIFEST, TOKENIZER, Manifest, arrow, check_teacher, damage_of, write_shard
+from experiments.store.shards import MANIFEST, Manifest, arrow, check_teacher, damage_of, write_beside, write_shard
 from experiments.store.source import PROTECTED, UPDATED
 
 if TYPE_CHECKING:
@@ -273,8 +273,7 @@ def _opened(config: CollectConfig, teacher: Teacher, prompts: list[Prompt], prot
     out.mkdir(parents=True, exist_ok=True)
     with alone(out, "writing to"):
         manifest = _manifest(out, _settings(config, teacher, prompts, protected), fingerprint(teacher))
-        if (tokenizer := getattr(teacher, "tokenizer", None)) is not None and not (out / TOKENIZER).is_dir():
-            tokenizer.save_pretrained(out / TOKENIZER)
+        write_beside(out, getattr(teacher, "tokenizer", None), (prompt_hash(prompt.text) for prompt in prompts))
         yield manifest
 
 

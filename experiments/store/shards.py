@@ -2,6 +2,7 @@
 
 store.json          what was drawn, from whom, and the shards with their digests
 tokenizer/          the teacher's, if it has one
+prompts.json        hashes of the prompts that are replied to; not there in stores that are older than this
 shard-00000.arrow   episodes (`experiments.store.columns`), one shard for every so many prompts
 
 A shard takes its name only once it is whole, and its line in the manifest after that: whatever stops a collection, what
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +26,13 @@ from agents.episodes import Episodes
 from envs.errors import InputError
 from envs.teachers import SERVED, Teacher
 from experiments.folder import write
+from experiments.seen import hashes_in
 from experiments.store.columns import Array, Format, Lists, decode, encode
 from experiments.store.fingerprint import fingerprint
 
 MANIFEST = "store.json"
 TOKENIZER = "tokenizer"
+PROMPTS = "prompts.json"
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,19 @@ class Manifest:
         """How the numbers of its shards are kept."""
         names = ("logp", "reward", "teacher_walk")
         return Format(self.teacher["vocab_size"], **{name: self.settings[name] for name in names})
+
+
+def write_beside(folder: Path, tokenizer: Any, prompts: Iterable[str]) -> None:
+    """Write what lies beside the shards and is not there yet.
+
+    Args:
+        tokenizer: of the episodes' tokens; None: there is none.
+        prompts: `prompt_hash` of those that are replied to; none: they are not known.
+    """
+    if tokenizer is not None and not (folder / TOKENIZER).is_dir():
+        tokenizer.save_pretrained(folder / TOKENIZER)
+    if (hashes := sorted(set(prompts))) and not (folder / PROMPTS).is_file():
+        write(folder / PROMPTS, json.dumps(hashes))
 
 
 def write_shard(path: Path, episodes: Episodes, form: Format) -> dict[str, Any]:
@@ -113,7 +129,8 @@ class Store:
     Args:
         folder: where `tdistill collect` has written.
         teacher: who is to be learnt from, if that is at hand; it must be the one that walked.
-    Raises: InputError: no store, a shard that is missing or damaged, by name, or another teacher's.
+    Raises: InputError: no store, a shard that is missing or damaged, by name, a prompts.json that is none, or another
+        teacher's.
     """
 
     def __init__(self, folder: str | Path, teacher: Teacher | None = None) -> None:
@@ -128,6 +145,7 @@ class Store:
             if damage := damage_of(self.folder / name, self.manifest.shards[name]):
                 raise InputError(f"{self.folder / name} {damage}; the same `tdistill collect` draws it anew, alone")
         self.ends = np.cumsum([self.manifest.shards[name]["episodes"] for name in self.names])
+        self.prompts = hashes_in(self.folder / PROMPTS)  # of those that are replied to, as `prompt_hash` gives them
 
     def __len__(self) -> int:
         return int(self.ends[-1])

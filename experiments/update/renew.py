@@ -34,7 +34,7 @@ from experiments.collect import collect
 from experiments.folder import digest, write
 from experiments.store.columns import DERIVED
 from experiments.store.fingerprint import fingerprint
-from experiments.store.shards import MANIFEST, TOKENIZER, Manifest, Store, damage_of, write_shard
+from experiments.store.shards import MANIFEST, Manifest, Store, damage_of, write_beside, write_shard
 from experiments.store.source import PROTECTED, UPDATED
 from experiments.update.drift import FEATURES, Reading, Suspicion, features, read
 
@@ -294,12 +294,11 @@ def begin(old: Store, teacher: Teacher, out: Path, search: Search) -> Manifest:
         manifest = Manifest.read(out)
         if manifest.settings != settings or manifest.teacher != found:
             raise InputError(f"{out} holds another store, or one updated otherwise; give another --out")
-        return manifest
-    if out.exists() and any(out.iterdir()):
+    elif out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty and holds no store; give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    manifest = Manifest(settings, found, {})
-    if (tokenizer := getattr(teacher, "tokenizer", None)) is not None:
-        tokenizer.save_pretrained(out / TOKENIZER)
-    manifest.write(out)
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        manifest = Manifest(settings, found, {})
+        manifest.write(out)
+    write_beside(out, getattr(teacher, "tokenizer", None), old.prompts)
     return manifest

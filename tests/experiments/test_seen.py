@@ -15,6 +15,8 @@ from experiments import evaluate
 from experiments.compare import compare
 from experiments.config import EvaluateConfig
 from experiments.seen import SELECTED_ON, TRAINED_ON, refuse_selection_prompts, refuse_training_prompts, remember
+from experiments.store.draw import CollectConfig, draw
+from experiments.store.shards import PROMPTS
 from experiments.workspace import Workspace
 from tests.experiments.runs import small
 
@@ -92,3 +94,35 @@ def test_a_warm_up_chooses_too(tmp_path: Path) -> None:
     plain = replace(config, warm_start="", out=tmp_path / "plain")
     compare(plain)
     assert not (plain.out / "students/bc-seed0" / SELECTED_ON).exists()
+
+
+def test_what_a_store_replies_to_has_been_seen(tmp_path: Path) -> None:
+    others = [Prompt(text) for text in ("1 3", "2 4", "3 5", "5 3 1")]
+    file = tmp_path / "others.txt"
+    file.write_text("\n".join(prompt.text for prompt in others), encoding="utf-8")
+    own = CollectConfig(
+        tmp_path / "store", teacher="table:toy", prompts=file, prompt_split="all", max_new_tokens=6, shard=3, rows=4
+    )
+    draw(own)
+    record = own.out / PROMPTS
+    config = small(tmp_path, agents=("bc",), store=own.out, updates=2)
+    assert kept(record) == hashes(others)
+    record.unlink()
+    draw(own)  # a store that is older than the record has it once its collection goes on
+    assert kept(record) == hashes(others)
+    compare(config)
+    student = config.out / "students/bc-seed0"
+    assert kept(student / TRAINED_ON) == hashes([*Workspace(config).splits.train, *others])
+    measured = EvaluateConfig(student=str(student), teacher="table:toy", prompts=file, max_new_tokens=6)
+    with pytest.raises(InputError, match="was trained on 4 of these 4 prompts"):
+        evaluate.run(measured)
+
+    record.write_text('["cut', encoding="utf-8")
+    broken = replace(config, out=tmp_path / "broken")
+    with pytest.raises(InputError, match=r"prompts\.json is no JSON list of prompt hashes"):
+        compare(broken)
+    assert not broken.out.exists()
+    record.unlink()
+    older = replace(config, out=tmp_path / "older")
+    compare(older)
+    assert kept(older.out / "students/bc-seed0" / TRAINED_ON) == hashes(Workspace(config).splits.train)

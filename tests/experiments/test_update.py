@@ -14,6 +14,7 @@ import torch
 
 from envs.candidates import top_p
 from envs.errors import InputError
+from envs.prompts import prompt_hash
 from envs.table_teacher import TableTeacher
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.__main__ import main
@@ -164,6 +165,7 @@ def test_only_what_has_drifted_is_drawn_anew(old: Store, tmp_path: Path) -> None
     prompts = [old.columns["prompt"][row].tolist() for row in range(len(old))]
     assert found.drifted == [row for row, prompt in enumerate(prompts) if MOVED & set(prompt)]
     assert sorted(store.columns["prompt"][row].tolist() for row in range(len(store))) == sorted(prompts)
+    assert store.prompts == old.prompts == {prompt_hash(text) for text in PROMPTS}
     kept = len(found.kept)  # kept-… sorts before redrawn-… and relabelled-…
     same(store.select(range(kept)), old.select(found.kept))
     others = store.select(range(kept, len(store)))
