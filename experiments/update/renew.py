@@ -129,8 +129,8 @@ class Renewal:
 
         `read` counts tokens that went through the teacher in whole texts, prompts included, and `walked` those it gave
         one after another, which take most of the time; `read_again` are the prompts that a whole new store would have
-        read. `drift_left` is the mean of the last round of any episodes: of the kept ones an estimate without bias, ±
-        half of a 95 % interval (normal approximation).
+        read. `drift_left` is the mean of the last round of any episodes, ± half of a 95 % interval (normal
+        approximation): of the kept ones an estimate on the low side, as rounds go on until one of them finds little.
         """
         prompts, replies = self._texts[1]
         lines = [line for name, line in self.manifest.shards.items() if name.startswith("redrawn")]
