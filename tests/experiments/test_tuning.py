@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,47 @@ def test_a_stopped_warm_up_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     compare(stopped)
     one, other = (Workspace(config).student(0).state_dict() for config in (whole, stopped))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_seed_is_not_warmed_up_with_other_settings_than_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int
+) -> None:
+    """Whether the warm-up of seed 0 is over, or one of its rounds is."""
+    config = small(tmp_path, agents=("bc",), warm_start="kd", warm_start_rounds=2, agent_config=("kd.lr=1e-3",))
+    round_of = warm_up._round
+
+    def stops(space: Workspace, seed: int, number: int, *rest: Any) -> Any:
+        if number == rounds:
+            raise KeyboardInterrupt
+        return round_of(space, seed, number, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(warm_up, "_round", stops)
+        with suppress(KeyboardInterrupt):
+            compare(config)
+    record = Workspace(config).warm_start_record(0)
+    assert record.is_file() == (rounds == 2)
+    said = r"warmed up with agent settings \{'lr': 0\.001\}, now they are \{'lr': 0\.0001\}"
+    before = sorted(config.out.rglob("*"))
+    with pytest.raises(InputError, match=said):
+        compare(replace(config, seeds=2, agent_config=("kd.lr=1e-4",)))
+    assert sorted(config.out.rglob("*")) == before
+    rows = compare(replace(config, seeds=2))
+    assert json.loads(record.read_text())["settings"] == {"lr": 1e-3}
+    assert [row.seed for row in rows if row.agent == "bc"] == [0, 1]
+
+
+def test_a_warm_up_from_another_machine_has_the_same_settings(tmp_path: Path) -> None:
+    config = small(tmp_path, agents=("bc",), warm_start="kd", warm_start_rounds=1)
+    space = Workspace(config)
+    record = space.warm_start_record(0)
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"kept": "", "settings": {"lr": 0.5}}))
+    with pytest.raises(InputError, match="seed0 was warmed up with agent settings"):
+        warm_up.warm_up(space, 0, lambda text, done: None)
+    record.write_text(json.dumps({"kept": ""}))  # older than the settings
+    warm_up.warm_up(space, 0, lambda text, done: None)
 
 
 @pytest.mark.parametrize(
