@@ -27,7 +27,6 @@ def check_limits(config: RunConfig, masses: Sequence[float]) -> None:
     make_reward(config.reward, config.gamma)
     check_protection(config)
     check_budget(config)
-    _ = config.loading
     if config.dtype not in PRECISIONS:
         raise InputError(
             f"dtype = {config.dtype!r} must be one of {', '.join(PRECISIONS)}; float16 would lose small gradients"

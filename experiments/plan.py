@@ -59,7 +59,7 @@ def plan(config: RunConfig) -> str:
     teacher = None if config.teacher == ABSENT else _outline(config, config.teacher)
     student = outline_of_student(config, teacher)
     arms = [_arm(space, Cell(agent, 0, space.masses[0]), student) for agent in agents_of(config)]
-    frozen, speed = _count(teacher) * getattr(torch, config.teacher_dtype).itemsize / FLOAT32, probe()
+    frozen, speed = _count(teacher) * getattr(torch, config.loading.dtype).itemsize / FLOAT32, probe()
     seeds, masses = max(getattr(config, "seeds", 1), 1), len(space.masses)
     walked = seeds * (1 if all(arm.once for arm in arms) else masses)
     sizes = [["model", "from", "parameters", "layers", "width", "vocabulary"]]

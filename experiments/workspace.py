@@ -146,9 +146,9 @@ class Workspace:
 
     @cached_property
     def device(self) -> str:
-        """Where this process computes."""
-        shared = self.config.device == "cuda" and parallel.size() > 1
-        return f"cuda:{os.environ['LOCAL_RANK']}" if shared else self.config.device
+        """Where this process computes. Raises: InputError: a device that is not there."""
+        asked = self.config.loading.device
+        return f"cuda:{os.environ['LOCAL_RANK']}" if asked == "cuda" and parallel.size() > 1 else asked
 
     @property
     def reading(self) -> dict[str, Any]:

@@ -222,6 +222,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"agent_config": ("kd.lr=0.5",)}, "does not run"),
     ({"prompts": Path("nowhere.txt")}, "does not exist"),
     ({"gamma": 1.5}, "gamma"),
+    ({"device": "cuda:99"}, "device 'cuda:99' was asked for"),
+    ({"teacher_dtype": "float64"}, "dtype 'float64' must be one of"),
 ]
 
 

@@ -230,6 +230,12 @@ def test_a_run_is_reported_again_from_its_folder(
     after = [(moved / path.name).read_bytes() for path in written]
     assert after[:2] == before[:2]
     assert own_part(after[2].decode()).replace("moved", "run") == own_part(before[2].decode())
+    settings = moved / "config.yaml"  # of a machine with other devices than this one
+    settings.write_text(
+        settings.read_text(encoding="utf-8").replace("device: cpu", "device: cuda:99"), encoding="utf-8"
+    )
+    assert main(["report", str(moved)]) == 0
+    assert "--device cuda:99" in (moved / "report.html").read_text(encoding="utf-8")
     assert main(["report", str(tmp_path)]) == 2 and "no run folder" in capsys.readouterr().err
     (moved / "results.csv").unlink()
     assert main(["report", "--run", str(moved)]) == 2 and "nothing has finished" in capsys.readouterr().err

@@ -82,6 +82,11 @@ def test_an_offline_agent_needs_no_teacher(tmp_path: Path, monkeypatch: pytest.M
         compare(replace(config, agents=("ppo",), out=tmp_path / "ppo"))
     with pytest.raises(InputError, match="--teacher none learns from a store"):
         compare(replace(config, store=None, out=tmp_path / "no"))
+    with pytest.raises(InputError, match="--warm-start bc goes on while the KL to the teacher falls"):
+        compare(replace(config, warm_start="bc", out=tmp_path / "warm"))
+    with pytest.raises(InputError, match="device 'cuda:99' was asked for"):
+        compare(replace(config, device="cuda:99", out=tmp_path / "warm"))
+    assert not (tmp_path / "warm").exists()
 
 
 def test_a_store_that_does_not_fit_the_run_is_refused(tmp_path: Path) -> None:
