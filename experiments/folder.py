@@ -11,14 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 from safetensors import SafetensorError
 
 from envs.errors import InputError
-from experiments.config import RunConfig, dump, plain, read_yaml
+from experiments.config import CompareConfig, DistillConfig, RunConfig, dump, plain, read_yaml
 
 CONFIG = "config.yaml"
+LOCK = ".lock"
 INPUTS = Path("shared") / "inputs.json"  # digests of what the run reads
 FREE = set(
     "checkpoint_seconds threads json out micro_batch jobs agents seeds reference agent seed agent_config device "
@@ -55,7 +57,7 @@ def alone(out: Path, doing: str) -> Iterator[None]:
 
     Raises: InputError: another command has it.
     """
-    with (out / ".lock").open("w") as lock:
+    with (out / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -93,18 +95,24 @@ def check_folder(config: RunConfig, out: Path) -> None:
         raise InputError(f"{out} is a file; give another --out")
     if getattr(config, "resume", False) and not (out / CONFIG).is_file():
         raise InputError(f"--resume: {out} holds no run to go on with; leave --resume out to begin one there")
-    if not out.exists() or not any(out.iterdir()):
+    begun = {LOCK, f"{CONFIG}.partial"}  # by a command that was killed before its settings were there
+    if not out.exists() or {path.name for path in out.iterdir()} <= begun:
         return
     if not (out / CONFIG).is_file():
         raise InputError(f"{out} is not empty and holds no {CONFIG}, so it is no run folder; give another --out")
-    theirs = read_yaml(out / CONFIG)
-    ours = yaml.safe_load(dump(config))
-    usual = {field.name: plain(field.default) for field in fields(config)}  # of a folder older than the setting
-    for key in (key for key in ours if key not in FREE):  # in order, so that the same one is named each time
-        before = theirs.get(key, usual[key])
-        mine, other = (value if isinstance(value, list) else [value] for value in (ours[key], before))
-        if mine != other:
+    theirs, ours = read_yaml(out / CONFIG), yaml.safe_load(dump(config))
+    kinds: tuple[type[RunConfig], ...] = (CompareConfig, DistillConfig, type(config))
+    # Of a folder that is older than a setting, or of the other kind of command.
+    usual = {field.name: plain(field.default) for kind in kinds for field in fields(kind)}
+    for key in (key for key in ours | theirs if key not in FREE):  # in order, so that the same one is named each time
+        mine, before = (found.get(key, usual.get(key)) for found in (ours, theirs))
+        if _listed(mine) != _listed(before):
             raise InputError(
-                f"{out} holds a run with {key} = {before!r}, this one has {ours[key]!r}; give another --out, or "
+                f"{out} holds a run with {key} = {before!r}, this one has {mine!r}; give another --out, or "
                 "the same settings to go on with it"
             )
+
+
+def _listed(value: Any) -> list[Any]:
+    """One mass of `distill` is the list of one of `compare`."""
+    return value if isinstance(value, list) else [value]

@@ -109,7 +109,8 @@ class Workspace:
         except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
             raise InputError(f"--out {self.out} cannot be written: {error.strerror}; give another folder") from error
         self._check_inputs(inputs)
-        write(self.out / CONFIG, dump(self.config))
+        write(self.out / CONFIG, dump(self.config))  # before anything else: a folder without it is no run's
+        write(self.out / INPUTS, json.dumps(inputs))
         provenance.remember(self.out, self.config, inputs)
 
     def _check_inputs(self, inputs: dict[str, str]) -> None:
@@ -119,7 +120,6 @@ class Workspace:
                 f"the prompts, the teacher's files or the student's have changed since {self.out} was begun; what it "
                 "holds would not compare: give another --out"
             )
-        write(record, json.dumps(inputs))
 
     def inputs(self) -> dict[str, str]:
         """Digests of what a run reads: prompts with what is known about them, and the files of local models."""
