@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 from envs.errors import InputError
 
 PROBE = "Order 482 is ready, thank you: déjà vu."
+BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 Pieces = tuple[int, ...]
+Cut = Callable[[list[str]], list[list[int]]]
 
 
 @dataclass(frozen=True)
@@ -18,21 +22,27 @@ class Tokens:
     """A vocabulary as bytes.
 
     Args:
-        written: what each id adds to a text; None of special tokens and of rows without a token.
-        special: special tokens by their names.
-        own:     how the tokenizer itself cuts texts; None: there is none.
+        written:  what each id adds to a text; None of special tokens and of rows without a token.
+        special:  special tokens by their names.
+        own:      how the tokenizer itself cuts what stands inside a text; None: there is none.
+        fallback: single bytes that stand in for characters without a token, as SentencePiece's `<0x2E>`.
     """
 
     written: tuple[bytes | None, ...]
     special: dict[str, int] = field(default_factory=dict)
-    own: Callable[[list[str]], list[list[int]]] | None = None
+    own: Cut | None = None
+    fallback: frozenset[int] = frozenset()
 
     @property
     def ids(self) -> dict[bytes, int]:
-        """The token that writes these bytes; the lowest of several."""
+        """The token that writes these bytes; the lowest of several, one of `fallback` only where there is no other.
+
+        >>> Tokens((b".", b"."), fallback=frozenset({0})).ids
+        {b'.': 1}
+        """
         found: dict[bytes, int] = {}
-        for number, piece in enumerate(self.written):
-            if piece:
+        for number in sorted(range(len(self.written)), key=self.fallback.__contains__):
+            if piece := self.written[number]:
                 found.setdefault(piece, number)
         return found
 
@@ -70,9 +80,8 @@ def tokens_of(tokenizer: Any) -> Tokens:
     """
     special = special_tokens(tokenizer)
     added = {number: text for text, number in tokenizer.get_added_vocab().items()}
-    names = [
-        None if name is None else str(name) for name in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    ]
+    rows = 1 + max(tokenizer.get_vocab().values(), default=-1)  # ids may leave gaps
+    names = [None if name is None else str(name) for name in tokenizer.convert_ids_to_tokens(list(range(rows)))]
     write = rule_of(tokenizer) or str.encode
     specials = set(special.values())
     written = tuple(
@@ -86,7 +95,9 @@ def tokens_of(tokenizer: Any) -> Tokens:
         cuts: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
         return cuts
 
-    found = Tokens(written, special, own)
+    bytewise = (number for number, name in enumerate(names) if name is not None and BYTE.fullmatch(name))
+    fallback = frozenset(bytewise) - added.keys() if write is of_sentence_piece else frozenset()
+    found = Tokens(written, special, own, fallback)
     cut = own([PROBE])[0]
     spelled = found.text_of([token for token in cut if token != tokenizer.unk_token_id])
     if rule_of(tokenizer) is None or not _is_of(spelled.removeprefix(b" "), tokenizer.unk_token_id in cut):
@@ -94,7 +105,32 @@ def tokens_of(tokenizer: Any) -> Tokens:
             f"{type(tokenizer).__name__} writes {PROBE!r} as {spelled.decode(errors='replace')!r}: its tokens are no "
             "bytes of a text by a rule known here; take a byte-level BPE, a SentencePiece or a byte tokenizer"
         )
-    return found
+    return replace(found, own=_inside(tokenizer)) if spelled.startswith(b" ") else found
+
+
+def _inside(tokenizer: Any) -> Cut:
+    """How a tokenizer that writes a space before every text cuts what stands inside one: without that space."""
+    from tokenizers import Tokenizer
+
+    settings = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    for part in ("normalizer", "pre_tokenizer"):
+        settings[part] = _unprefixed(settings[part])
+    backend = Tokenizer.from_str(json.dumps(settings))
+    return lambda texts: [cut.ids for cut in backend.encode_batch(texts, add_special_tokens=False)]
+
+
+def _unprefixed(part: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A normaliser or pre-tokeniser of a `tokenizer.json` that puts nothing before a text."""
+    if part is None or part["type"] == "Prepend":
+        return None
+    if part["type"] == "Sequence":
+        name = "normalizers" if "normalizers" in part else "pretokenizers"
+        return part | {name: [own for step in part[name] if (own := _unprefixed(step)) is not None]}
+    switches: dict[str, dict[str, Any]] = {
+        "Metaspace": {"prepend_scheme": "never"},
+        "ByteLevel": {"add_prefix_space": False},
+    }
+    return part | switches.get(part["type"], {})
 
 
 def _is_of(spelled: bytes, gaps: bool) -> bool:
@@ -133,8 +169,8 @@ def _byte_of_character() -> dict[str, int]:
 
 def of_sentence_piece(token: str) -> bytes:
     """What a token of SentencePiece writes, byte fallback included."""
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes([int(token[3:5], 16)])
+    if byte := BYTE.fullmatch(token):
+        return bytes([int(byte[1], 16)])
     return token.replace("▁", " ").encode()
 
 

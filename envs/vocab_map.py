@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,6 @@ from envs.errors import InputError
 from envs.token_bytes import Pieces, Tokens
 
 Ids = NDArray[np.int64]
-NONE = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class VocabularyMap:
     cut: dict[Pieces, Pieces | None]  # units of several teacher tokens -> student tokens
     pieces: tuple[Pieces | None, ...]  # (V_T,) the same of single ones; None: the student cannot write it
 
-    @property
+    @cached_property
     def openers(self) -> Ids:
         """Teacher tokens that may begin a longer unit."""
         return np.array(sorted(chain[0] for chain in self.chains if len(chain) == 1), dtype=np.int64)
@@ -64,7 +64,7 @@ def vocabulary_map(
 
     Args:
         teacher_eos: all of them become `student_eos`.
-        rows: V_T, the width of the teacher's softmax; None: its tokens.
+        rows: V_T, the width of the teacher's softmax; None: its tokens. Tokens beyond it are never said.
     Raises: InputError: the student can write no token of the teacher.
     """
     count = len(teacher.written) if rows is None else rows
@@ -77,13 +77,13 @@ def vocabulary_map(
     for name, number in teacher.special.items():
         if number < count and student.special.get(name, student_eos) != student_eos:
             pieces[number] = (student.special[name],)
-    for number in teacher_eos:
+    ends = np.array(sorted(number for number in teacher_eos if number < count), dtype=np.int64)
+    for number in ends:
         pieces[number] = None
     if not any(pieces):
         raise InputError("the student's tokens write none of the teacher's; take another tokenizer for the student")
-    chains, cut = _chains(teacher, student, set(teacher_eos))
+    chains, cut = _chains(teacher, student, set(range(count)) - set(teacher_eos))
     first = np.array([own[0] if own else size for own in pieces], dtype=np.int64)
-    ends = np.array(sorted(teacher_eos), dtype=np.int64)
     first[ends] = student_eos
     begin, whole = _index(pieces)
     return VocabularyMap(size, student_eos, ends, first, begin, whole, chains, cut, tuple(pieces))
@@ -91,18 +91,23 @@ def vocabulary_map(
 
 def _same_first(pieces: list[Pieces | None], teacher: Tokens, student: Tokens) -> None:
     """Of several student tokens that write the same, the one with the teacher's id: equal vocabularies map to
-    themselves."""
+    themselves. A byte of the student's fallback stands for one of the teacher's alone."""
     for number, piece in enumerate(teacher.written[: len(pieces)]):
-        if piece and number < len(student.written) and student.written[number] == piece:
+        alike = number in teacher.fallback or number not in student.fallback
+        if piece and alike and number < len(student.written) and student.written[number] == piece:
             pieces[number] = (number,)
 
 
 def _chains(
-    teacher: Tokens, student: Tokens, ends: Collection[int]
+    teacher: Tokens, student: Tokens, said: set[int]
 ) -> tuple[dict[Pieces, frozenset[int]], dict[Pieces, Pieces | None]]:
-    """What teacher tokens read so far may be followed by within a unit, and the cut of every unit of several."""
+    """What teacher tokens read so far may be followed by within a unit, and the cut of every unit of several.
+
+    Args:
+        said: what units are made of: the teacher's tokens that may be said and end no text.
+    """
     written = sorted({piece for piece in student.written if piece})
-    longer = [own for own in teacher.split(written) if own is not None and len(own) > 1 and not set(own) & set(ends)]
+    longer = [own for own in teacher.split(written) if own is not None and len(own) > 1 and said.issuperset(own)]
     found: dict[Pieces, set[int]] = {}
     for own in longer:
         for stop in range(1, len(own)):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 from functools import cache
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 WORDS = [
@@ -17,6 +18,7 @@ WORDS = [
     "emoji 🙂🙂 👩‍👩‍👧 done — “quoted”…",
 ]
 EOS, NAMED = "<eos>", "<named>"
+BYTES = [f"<0x{value:02X}>" for value in range(256)]
 
 
 def whole(tokenizer: Tokenizer, **more: Any) -> Any:
@@ -47,7 +49,7 @@ def sentence_piece(fallback: bool = True) -> Any:
     found = Tokenizer(models.Unigram())
     found.pre_tokenizer = pre_tokenizers.Metaspace()
     found.decoder = decoders.Metaspace()
-    special = [EOS, NAMED, "<unk>", *([f"<0x{value:02X}>" for value in range(256)] if fallback else [])]
+    special = [EOS, NAMED, "<unk>", *(BYTES if fallback else [])]
     corpus = WORDS if fallback else WORDS[:1]
     trainer = trainers.UnigramTrainer(
         vocab_size=len(special) + 150, special_tokens=[EOS, NAMED, "<unk>"], unk_token="<unk>", show_progress=False
@@ -56,16 +58,40 @@ def sentence_piece(fallback: bool = True) -> Any:
     pieces = [(piece, score) for piece, score in _pieces(found) if piece not in special]
     scores = [(name, 0.0 if place < 3 else -20.0) for place, name in enumerate(special)]
     found.model = models.Unigram([*scores, *pieces], unk_id=2, byte_fallback=fallback)
-    found.decoder = decoders.Sequence(
+    return _spaced(found)
+
+
+@cache
+def llama() -> Any:
+    """As Llama 2's: BPE of text that a normaliser puts ▁ before; the 256 bytes have lower ids than any character."""
+    trained, special = Tokenizer(models.BPE()), [EOS, NAMED, "<unk>"]
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    trained.train_from_iterator(WORDS * 3, trainers.BpeTrainer(vocab_size=230, show_progress=False))
+    own = json.loads(trained.to_str())["model"]
+    names = [*special, *BYTES, *sorted(own["vocab"], key=own["vocab"].__getitem__)]
+    merges = [(first, second) for first, second in own["merges"]]
+    model = models.BPE(
+        {name: number for number, name in enumerate(names)},
+        merges,
+        unk_token="<unk>",
+        byte_fallback=True,
+        fuse_unk=True,
+    )
+    found = Tokenizer(model)
+    found.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return _spaced(found)
+
+
+def _spaced(tokenizer: Tokenizer) -> Any:
+    """A tokenizer that decodes ▁ as a space, and the first one not at all."""
+    tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    found.add_special_tokens([EOS, NAMED, "<unk>"])
-    return whole(found, unk_token="<unk>", additional_special_tokens=[NAMED])
+    tokenizer.add_special_tokens([EOS, NAMED, "<unk>"])
+    return whole(tokenizer, unk_token="<unk>", additional_special_tokens=[NAMED])
 
 
 def _pieces(tokenizer: Tokenizer) -> list[tuple[str, float]]:
-    import json
-
     return [(str(piece), float(score)) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
 
 
@@ -79,6 +105,7 @@ KINDS = {
     "gpt2": lambda: byte_level(360),
     "digits": lambda: byte_level(300, True),
     "sentencepiece": sentence_piece,
+    "llama": llama,
     "bytes": lambda: byte_level(258),
     "byt5": byt5,
 }
