@@ -41,7 +41,8 @@ class CarriedTeacher(Worded):
     """A teacher in a student's tokens, as `envs.teachers.Teacher` asks; `envs.carry` says which law that is.
 
     A prompt is read by each side in its own tokens; replies begin on a boundary of both. It answers about prompts that
-    it has encoded, and about replies that are cut as the map cuts them: of others the teacher says nothing.
+    it has encoded, and about replies that are cut as the map cuts them: of others the teacher says nothing. Its context
+    is `own_limit` of its own tokens, whichever the student's are; rows of a walk that have filled it are `full`.
 
     Args:
         teacher:   one that is here, with a tokenizer.
@@ -72,9 +73,8 @@ class CarriedTeacher(Worded):
             own, self.tokens, teacher_eos=teacher.eos_ids, student_eos=eos, rows=teacher.vocab_size
         )
         self.name, self.vocab_size, self.eos_ids = teacher.name, self.map.size, frozenset({eos})
-        self.context_limit = (
-            teacher.context_limit * self.map.longest
-        )  # the teacher's own tokens are counted as it reads
+        self.own_limit = teacher.context_limit
+        self.context_limit = self.own_limit * self.map.longest  # what fills the first is shorter than this
         self.model = getattr(teacher, "model", None)
         self.lost = Lost()
         self._prompts: dict[Pieces, Pieces] = {}
@@ -175,6 +175,12 @@ class CarriedWalk:
         self._reader = PooledReader(teacher.teacher, rows)
         self.log_probs = torch.zeros(rows, teacher.vocab_size)  # (N, V)
 
+    @property
+    def full(self) -> Tensor:
+        """Rows (N,) bool that have come to the end of the teacher's context, by one of the ways to read them."""
+        limit = self._reader.limit
+        return torch.tensor([state is not None and state.length >= limit for state in self._states])
+
     def start(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
         """Begin these rows anew.  Raises: InputError: a prompt that was never encoded, or is too long."""
         own = self._teacher
@@ -223,6 +229,7 @@ class PooledReader:
         self._teacher, self._rows = teacher, max(2 * rows, 4)
         self._walk = teacher.walk(self._rows)
         self._held: OrderedDict[int, Pieces] = OrderedDict((row, ()) for row in range(self._rows))  # last used last
+        self.limit = teacher.context_limit
 
     def __call__(self, texts: Sequence[Pieces]) -> list[Mass]:
         found: list[Mass] = []
@@ -231,11 +238,10 @@ class PooledReader:
         return found
 
     def _read(self, texts: Sequence[Pieces]) -> list[Mass]:
-        limit = self._teacher.context_limit
-        if (longest := max(map(len, texts))) > limit:
+        if (longest := max(map(len, texts))) > self.limit:
             raise InputError(
-                f"a text has {longest} of the teacher's own tokens, its context is {limit}; lower --max-new-tokens, or "
-                "give shorter prompts"
+                f"a text has {longest} of the teacher's own tokens, its context is {self.limit}; lower "
+                "--max-new-tokens, or give shorter prompts"
             )
         known = {text: row for row, text in self._held.items() if text}
         before = [known.pop(text[:-1], None) for text in texts]  # a row goes on with one text alone

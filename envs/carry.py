@@ -8,9 +8,10 @@ share what was said; where it may be a whole unit too, another branch goes on be
 whole teacher tokens enter by the chain rule.
 
 Two bounds keep this finite. `look`: a unit is followed beyond a teacher token only where that has at least this
-probability (else the unit ends there: another cut of the same bytes, nothing is lost). `prune`: branches below this
-share of P(σ) are left out; what they had is missing from the probabilities, as is what the student cannot write:
-1 − Σ_s π(s|σ) is what was not carried, and nothing is renormalised. With prune = 0, and all written, the law is exact.
+probability, and never beyond its context (else the unit ends there: another cut of the same bytes, nothing is lost).
+`prune`: branches below this share of P(σ) are left out; what they had is missing from the probabilities, as is what the
+student cannot write: 1 − Σ_s π(s|σ) is what was not carried, and nothing is renormalised. With prune = 0, and all
+written, the law is exact.
 
 Source: own derivation; sums over tokens that share a prefix as in Phan et al. (2024), arXiv:2410.09303, and covers of a
 text as in Vieira et al. (2024), arXiv:2412.03719.
@@ -43,6 +44,11 @@ class Bounds:
 
 class Reader(Protocol):
     """Who knows the teacher."""
+
+    @property
+    def limit(self) -> int:
+        """The most tokens of a text: the teacher's context."""
+        ...
 
     def __call__(self, texts: Sequence[Pieces]) -> list[Mass]:
         """The distribution of the token after each text of the teacher's, (V_T,) each."""
@@ -87,6 +93,11 @@ class State:
     mass: Mass  # (V_S,) π(s|σ)
     unwritten: float = 0.0  # share of what the student has no tokens for
     pruned: float = 0.0  # share of the branches left out
+
+    @property
+    def length(self) -> int:
+        """Tokens of the teacher's text, in the longest of the ways; at the reader's limit the text has to end."""
+        return max((len(branch.reading.text) for branch in self.branches), default=0)
 
 
 def start(texts: Sequence[Pieces], vocabulary: VocabularyMap, reader: Reader, bounds: Bounds) -> list[State]:
@@ -171,13 +182,16 @@ def _state(branches: list[Branch], pruned: float, vocabulary: VocabularyMap) -> 
 
 
 def _open(readings: Sequence[Reading], vocabulary: VocabularyMap, reader: Reader, bounds: Bounds) -> None:
-    """Look into the units that may begin behind these texts, a teacher token deeper at a time."""
+    """Look into the units that may begin behind these texts, a teacher token deeper at a time.
+
+    A unit of n tokens is followed where a longer one, n + 1, can be read still.
+    """
     todo: list[tuple[Reading, Pieces, float]] = []
     for reading in readings:
-        if not reading.opened:
+        if not reading.opened and len(reading.text) + 2 <= reader.limit:
             reading.opened = True
             openers = vocabulary.openers
-            for number in openers[reading.mass[openers] >= bounds.look] if len(openers) else ():
+            for number in openers[reading.mass[openers] >= bounds.look]:
                 todo.append((reading, (int(number),), float(reading.mass[number])))
                 reading.mass[number] = 0.0
     while todo:
@@ -188,7 +202,8 @@ def _open(readings: Sequence[Reading], vocabulary: VocabularyMap, reader: Reader
             for number in sorted(vocabulary.chains[unit]):
                 longer, share = (*unit, number), weight * float(rest[number])
                 rest[number] = 0.0
-                if share >= bounds.look and longer in vocabulary.chains:
+                room = len(reading.text) + len(longer) < reader.limit
+                if share >= bounds.look and longer in vocabulary.chains and room:
                     deeper.append((reading, longer, share))
                 elif share > 0:
                     reading.units.append(Unit(longer, share, vocabulary.cut[longer], share, None))

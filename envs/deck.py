@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from envs.errors import InputError
-from envs.prompts import Prompt, embedded_prompts, encode_prompts
+from envs.prompts import Prompt, beyond, embedded_prompts, encode_prompts
 from envs.teachers import Teacher
 
 
@@ -89,6 +89,8 @@ class Deck:
                 f"prompt {number} has {len(ids)} tokens, the limit is {limit} (max_prompt_tokens, and one less than "
                 f"the teacher's context of {context}); shorten it, leave it out, or raise max_prompt_tokens"
             )
+        if over := beyond(ids, self._teacher):
+            raise InputError(f"prompt {number} has {over}; shorten it, or leave it out")
 
 
 @cache

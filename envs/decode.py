@@ -16,7 +16,7 @@ from envs.candidates import log_norm
 from envs.engine import make_engine
 from envs.errors import InputError
 from envs.sequences import context_limit_of
-from envs.walk import Expectant, Walk, scores_of
+from envs.walk import Expectant, Walk, full_of, scores_of
 
 
 class Decoder:
@@ -148,8 +148,19 @@ def decode(
                 if ended[row] or full or (stop is not None and stop(reply)):
                     serving[row] = -1
                     bar.update()
-            decoder.step(tokens, torch.from_numpy(serving >= 0))
+            bar.update(_step(decoder, tokens, serving))
             serving, uniforms = _shrink(decoder, serving, uniforms, not queue)
+
+
+def _step(decoder: Walk, tokens: Tensor, serving: np.ndarray[Any, Any]) -> int:
+    """Append a token to every row that serves a prompt, and end those that can read no more.
+
+    Returns: how many these are.
+    """
+    decoder.step(tokens, torch.from_numpy(serving >= 0))
+    full = (serving >= 0) & full_of(decoder, len(serving)).numpy()
+    serving[full] = -1
+    return int(full.sum())
 
 
 def _refill(

@@ -6,7 +6,7 @@ import hashlib
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from envs.errors import InputError
 from envs.records import Prompt as Prompt  # whose home is beside what it is made of
@@ -111,6 +111,25 @@ def embedded_splits(counts: Mapping[str, int] | None = None) -> Splits:
     return Splits(*(embedded_prompts(split, sizes[split]) for split in Splits._fields))
 
 
+@runtime_checkable
+class Carried(Protocol):
+    """A teacher that is asked in a student's tokens and reads its own: `envs.carried_teacher`."""
+
+    own_limit: int  # of its own tokens, prompt included
+
+    def theirs(self, prompt: Sequence[int]) -> tuple[int, ...]: ...
+
+
+def beyond(ids: Sequence[int], teacher: Teacher) -> str:
+    """How a prompt leaves a carried teacher no room in its own tokens; empty: it does leave room.
+
+    Raises: InputError: the teacher has not encoded this prompt.
+    """
+    if not isinstance(teacher, Carried) or (own := len(teacher.theirs(ids))) < teacher.own_limit:
+        return ""
+    return f"{own} of the teacher's own tokens, the limit is {teacher.own_limit - 1} (one less than its context)"
+
+
 def fitting(
     prompts: Iterable[Prompt],
     teacher: Teacher,
@@ -138,15 +157,16 @@ def fitting(
         if len(found) == most:
             break
         ids = teacher.encode(prompt.text)
-        if len(ids) <= limit:
+        over = f"{len(ids)} tokens, the limit is {limit} ({why})" if len(ids) > limit else beyond(ids, teacher)
+        if not over:
             found.append((prompt, ids))
         elif not skip_bad:
             raise InputError(
-                f"the {what} {prompt.text[:60]!r} has {len(ids)} tokens, the limit is {limit} ({why}); shorten it, or "
-                "leave such prompts out with --skip-bad"
+                f"the {what} {prompt.text[:60]!r} has {over}; shorten it, or leave such prompts out with --skip-bad"
             )
     if not found:
-        raise InputError(f"no {what} has at most {limit} tokens ({why}); shorten them")
+        own = f", {teacher.own_limit - 1} of the teacher's own" if isinstance(teacher, Carried) else ""
+        raise InputError(f"no {what} has at most {limit} tokens ({why}){own}; shorten them")
     return found
 
 

@@ -25,7 +25,7 @@ from envs.rendering import render_state
 from envs.rewards import Reward, Step, make_reward
 from envs.spaces import observation_space, row_of
 from envs.teachers import Teacher, load_teacher
-from envs.walk import Expectant, scores_of
+from envs.walk import Expectant, full_of, scores_of
 
 Array = npt.NDArray[Any]
 Observation = dict[str, Array]
@@ -272,6 +272,7 @@ class TopPTokenVectorEnv(VectorEnv[Observation, Array, Array]):
         self._token = torch.where(acting, tokens, -1).numpy()
         self._append(tokens.numpy(), ~resetting)
         self._walk.step(tokens, acting & ~torch.from_numpy(self._terminated))
+        self._ended |= (acting & full_of(self._walk, self.num_envs)).numpy()
         if resetting.any():
             self._begin(resetting)
         self._look()

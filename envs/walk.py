@@ -39,6 +39,15 @@ class Expectant(Protocol):
         ...
 
 
+def full_of(walk: Walk, rows: int) -> Tensor:
+    """Rows (N,) bool of a walk to which no token can be appended, however many theirs are.
+
+    Those that a walk names as `full`: it reads texts in other tokens than it is asked in (`envs.carried_teacher`).
+    """
+    full: Tensor | None = getattr(walk, "full", None)
+    return torch.zeros(rows, dtype=torch.bool) if full is None else full
+
+
 def scores_of(walk: Walk) -> tuple[Tensor, Tensor]:
     """Logits (N, V) of a walk, of any float type and on its device, and their log Σ exp (N,), float32.
 

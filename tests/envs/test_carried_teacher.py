@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from envs import carry
@@ -20,82 +22,25 @@ from envs.errors import InputError
 from envs.table_teacher import TableTeacher
 from envs.teachers import EMBEDDED, load_teacher
 from envs.token_bytes import Tokens, tokens_of
+from tests.envs.carrying import (
+    EXACT,
+    STUDENTS,
+    TEACHER,
+    Ends,
+    ExactReader,
+    carried,
+    cuts,
+    probability,
+    short_texts,
+    states_of,
+    table,
+)
 from tests.envs.tokenizers import KINDS, sentence_piece, texts
-
-EXACT = Bounds(look=0.0, prune=0.0)
-TEACHER = (None, b"a", b"b", b"ab", b"ba", b"abb")
-STUDENTS = {
-    "bytes": (None, b"a", b"b"),
-    "pairs": (None, b"a", b"b", b"aa", b"ab", b"bb"),
-    "long": (None, b"a", b"b", b"abba", b"bab", b"abbb", b"aaa"),
-    "other order": (b"abb", b"ba", b"b", b"a", None),
-    "equal": TEACHER,
-}
-
-
-class Ends:
-    """All of a tokenizer that a carried teacher over tables asks for."""
-
-    def __init__(self, eos: int) -> None:
-        self.eos_token_id = eos
-
-
-def table(size: int, seed: int = 0, eos: float = 0.25) -> TableTeacher:
-    """Order 1, every token possible everywhere, EOS with the probability given."""
-    rng = np.random.default_rng(seed)
-    rows = rng.gamma(0.6, size=(size, size)) + 0.01
-    rows[:, 0] = 0.0
-    rows *= (1 - eos) / rows.sum(1, keepdims=True)
-    rows[:, 0] = eos
-    return TableTeacher(rows, "bytes")
-
-
-def carried(
-    student: Sequence[bytes | None], bounds: Bounds = EXACT, teacher: TableTeacher | None = None
-) -> CarriedTeacher:
-    """Over the table of `TEACHER`; the prompt [0] is [0] to both."""
-    tokens = (Tokens(TEACHER), Tokens(tuple(student)))
-    found = CarriedTeacher(teacher or table(len(TEACHER)), Ends(list(student).index(None)), bounds, tokens=tokens)
-    found.remember([0], [0])
-    return found
-
-
-class ExactReader:
-    """A table's rows in float64, where a walk has float32."""
-
-    def __init__(self, teacher: TableTeacher) -> None:
-        self.teacher = teacher
-
-    def __call__(self, texts: Sequence[tuple[int, ...]]) -> list[np.ndarray[Any, Any]]:
-        return [self.teacher.probabilities[self.teacher.state_of(text)].copy() for text in texts]
-
-
-def states_of(teacher: CarriedTeacher, reply: Sequence[int], prompt: tuple[int, ...] = (0,)) -> list[State]:
-    """The states along a reply, the one before it included."""
-    assert isinstance(teacher.teacher, TableTeacher)
-    reader = ExactReader(teacher.teacher)
-    found = carry.start([prompt], teacher.map, reader, teacher.bounds)
-    for token in reply:
-        found += carry.step(found[-1:], [token], teacher.map, reader, teacher.bounds)
-    return found
 
 
 def distribution(teacher: CarriedTeacher, reply: Sequence[int]) -> np.ndarray[Any, Any]:
     """π(·|σ) after the prompt [0] and a reply, float64."""
     return states_of(teacher, reply)[-1].mass
-
-
-def probability(teacher: CarriedTeacher, reply: Sequence[int]) -> float:
-    """Π π(s|σ) along a reply, by the chain rule."""
-    assert isinstance(teacher.teacher, TableTeacher)
-    reader, p = ExactReader(teacher.teacher), 1.0
-    state = carry.start([(0,)], teacher.map, reader, teacher.bounds)
-    for place, token in enumerate(reply):
-        p *= float(state[0].mass[token])
-        if p == 0.0 or place + 1 == len(reply):
-            break
-        state = carry.step(state, [token], teacher.map, reader, teacher.bounds)
-    return p
 
 
 class Cutter:
@@ -178,23 +123,6 @@ def test_every_conditional_is_that_of_an_enumeration(name: str, look: float) -> 
         assert mass.sum() == pytest.approx(1.0, abs=1e-12)
 
 
-def cuts(text: bytes, written: Sequence[bytes | None]) -> Iterator[list[int]]:
-    """All token sequences that write a text."""
-    if not text:
-        yield []
-    for token, piece in enumerate(written):
-        if piece and text.startswith(piece):
-            yield from ([token, *rest] for rest in cuts(text[len(piece) :], written))
-
-
-def short_texts(longest: int) -> list[bytes]:
-    return [
-        bytes(97 + (number >> place & 1) for place in range(size))
-        for size in range(longest + 1)
-        for number in range(2**size)
-    ]
-
-
 @pytest.mark.parametrize("look", [0.0, 0.1])
 @pytest.mark.parametrize("name", STUDENTS)
 def test_the_law_of_texts_is_the_teachers(name: str, look: float) -> None:
@@ -209,6 +137,30 @@ def test_the_law_of_texts_is_the_teachers(name: str, look: float) -> None:
         for tokens in cuts(text, STUDENTS[name]):
             found += probability(teacher, [*tokens, teacher.map.eos])
         assert found == pytest.approx(law, abs=1e-13)
+
+
+@st.composite
+def vocabularies(draw: st.DrawFn) -> Tokens:
+    """EOS, the two bytes, and more; tokens that write the same, bytes of a fallback, and a tokenizer's own cuts."""
+    more = draw(st.lists(st.text("ab", min_size=1, max_size=4), max_size=6))
+    written = (None, b"a", b"b", *(text.encode() for text in more))
+    fallback = draw(st.sampled_from([frozenset[int](), frozenset({1, 2})]))
+    bytewise = draw(st.booleans())
+    own = (lambda parts: [[1 + "ab".index(letter) for letter in part] for part in parts]) if bytewise else None
+    return Tokens(written, own=own, fallback=fallback)
+
+
+@settings(max_examples=40, deadline=None)
+@given(vocabularies(), vocabularies(), st.sampled_from([0.0, 0.05, 0.2]), st.integers(5, 9))
+def test_between_any_vocabularies_the_law_of_texts_is_the_teachers(
+    own: Tokens, student: Tokens, look: float, context: int
+) -> None:
+    """Texts of up to four bytes behind a prompt of one token, which the context holds."""
+    speaker = table(len(own.written))
+    speaker.context_limit = context
+    teacher = CarriedTeacher(speaker, Ends(0), Bounds(look, 0.0), tokens=(own, student))
+    for text in short_texts(4):
+        assert carried_law(teacher, text) == pytest.approx(law_of(speaker, own.written, text), rel=1e-9)
 
 
 def test_with_equal_vocabularies_the_machinery_is_the_identity() -> None:

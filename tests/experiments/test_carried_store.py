@@ -79,6 +79,24 @@ def test_a_store_in_a_students_tokens_is_learnt_from_without_the_teacher(folder:
         draw(replace(config, carry=Bounds(0.05, 0.02)))
 
 
+def test_what_has_to_fit_are_the_teachers_own_tokens(folder: Path) -> None:
+    """128 positions: a prompt of more is refused or left out, replies behind one of nearly as many are cut there."""
+    tokenizer = byte_level(300)
+    long, longer = "注文" * 19, "注文" * 25
+    own = [len(tokenizer(text)["input_ids"]) for text in (long, longer)]
+    assert 100 < own[0] < 127 < own[1]
+    prompts = [long, longer, f"{long}!", "Order 1"]
+    (folder / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
+    config = stored(folder, prompt_split="all", max_new_tokens=500)
+    with pytest.raises(InputError, match=f"has {own[1]} of the teacher's own tokens, the limit is 127 .*--skip-bad"):
+        draw(config)
+    figures = draw(replace(config, skip_bad=True, responses=2))
+    assert figures["prompts"] == 3 and figures["episodes"] == 6
+    episodes = Store(config.out).select(range(6))
+    truncated = episodes.mask[range(6), episodes.length.tolist()].any(1)
+    assert truncated.any() and int(episodes.length.max()) < 500
+
+
 def test_errors_end_with_2_and_say_what_to_do(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = ["--out", str(folder / "s"), "--teacher", str(folder / "teacher"), "--prompts", str(folder / "prompts.txt")]
 
