@@ -1,7 +1,8 @@
 """Which prompts the teacher is asked about, and what it says: kept on disk, so that nothing is asked twice.
 
 labels/00000012.safetensors   the teacher's replies to prompts of block 12, as episodes
-labels/00000012.json          which prompts these are, and what the teacher thinks of the student's replies to them
+labels/00000012.json          which prompts these are, what the teacher thinks of the student's replies to them, and
+                              whether it still says of a training text what it said when the run began
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 
 from agents.episodes import Episodes
 from envs.prompts import prompt_hash
+from envs.rewards import LogProb
 from envs.vector_env import TopPTokenVectorEnv
 from experiments.collect import collect
 from experiments.evaluate import along
@@ -25,8 +28,14 @@ from experiments.folder import write
 from experiments.online.config import OnlineConfig
 from experiments.online.journal import Block
 from experiments.online.signals import OF_TEACHER
-from experiments.update.drift import Suspicion
+from experiments.store.shards import Stored
+from experiments.update.drift import Suspicion, read
 from experiments.workspace import Workspace
+
+CONTROLS = 1
+"""Training texts on which the teacher is compared with itself, for each block that has labels."""
+MOVED = 0.05
+"""Nats by which a teacher that is not the same any more differs from what it was, in the mean over a text's states."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,13 @@ class Asked:
     """That the teacher gave or read."""
     hashes: list[str]
     """Of the labelled prompts."""
+    teacher_drift: float = 0.0
+    """Mean `coarse_kl` of the teacher from what it was, nats, along training texts."""
+
+    @property
+    def misled(self) -> bool:
+        """Whether the teacher was not the one that it was when the run began: its labels are not to be learnt from."""
+        return self.teacher_drift > MOVED
 
 
 class Desk:
@@ -85,13 +101,27 @@ class Desk:
         found = along(model, own, said, teacher, rule)
         parts = {name: torch.split(getattr(found, name), [len(reply) for reply in said]) for name in OF_TEACHER}
         signals = [{name: float(parts[name][place].mean()) for name in OF_TEACHER} for place in range(len(rows))]
-        read = sum(map(len, own)) + sum(map(len, said))
+        drift, tokens = self._drift(number)
+        tokens += sum(map(len, own)) + sum(map(len, said)) + int(episodes.length.sum())
         hashes = [prompt_hash(block.texts[row]) for row in rows]
-        reading = Asked(rows, by_chance, signals, read + int(episodes.length.sum()), hashes)
+        reading = Asked(rows, by_chance, signals, tokens, hashes, drift)
         self.folder.mkdir(parents=True, exist_ok=True)
         episodes.save(self.path(number))
         write(self.path(number).with_suffix(".json"), json.dumps(asdict(reading)))
         return reading
+
+    @cached_property
+    def _known(self) -> Episodes | Stored:
+        """What the teacher said of the training prompts when the run began."""
+        return self.space.episodes(self.config.seed, self.config.top_p)
+
+    def _drift(self, number: int) -> tuple[float, int]:
+        """How far the teacher has moved on training texts, nats, and how many tokens it read for that."""
+        generator = np.random.default_rng([self.config.seed, number, CONTROLS])
+        rows = generator.choice(len(self._known), min(CONTROLS, len(self._known)), replace=False)
+        texts = self._known.select(sorted(rows.tolist()))
+        found = read(texts, self.space.teacher, self.config.top_p, self.config.max_candidates, LogProb.name)
+        return float(found.drift.mean()), int((texts.prompt_length + texts.length).sum())
 
     def _drawn(self, number: int, prompts: list[list[int]]) -> Episodes:
         config = self.config

@@ -33,7 +33,16 @@ from experiments.online.desk import Asked, Chooser, Desk
 from experiments.online.gate import Trial
 from experiments.online.journal import Block, Journal, Log, lines
 from experiments.online.learner import Learner
-from experiments.online.signals import OF_PROMPTS, OF_REPLIES, OF_TEACHER, SIDES, Lately, Usual, of_replies
+from experiments.online.signals import (
+    OF_PROMPTS,
+    OF_REPLIES,
+    OF_TEACHER,
+    SIDES,
+    TEACHER_DRIFT,
+    Lately,
+    Usual,
+    of_replies,
+)
 from experiments.online.sources import Source
 from experiments.online.usual import MOST, usual_of
 from experiments.online.watch import Alarm, Watch
@@ -212,8 +221,9 @@ class Online:
         reading = None
         if (chosen := self.chooser.chosen(block.number, rows, signals, known))[0]:
             reading = self.desk.ask(block, chosen, self.model, prompts, replies)
-            alarms += [alarm for own in reading.signals[: reading.by_chance] for alarm in self._see(own)]
-            self.chooser.learn(known[reading.rows], [own["leak"] for own in reading.signals])
+            alarms += self._noticed(reading)
+            if not reading.misled:
+                self.chooser.learn(known[reading.rows], [own["leak"] for own in reading.signals])
             self.counts.update(labels=len(reading.rows), teacher_tokens=reading.tokens)
         self.counts.update(prompts=len(block.texts), unlike=sum(unlike))
         self._react(block, alarms, reading)
@@ -254,11 +264,20 @@ class Online:
         self.since.update(signals.keys())
         return self.watch.see(signals)
 
+    def _noticed(self, reading: Asked) -> list[Alarm]:
+        """What the teacher says of replies; of one that is not what it was, that alone."""
+        if reading.misled:
+            return [Alarm(TEACHER_DRIFT, reading.teacher_drift, "control")]
+        return [alarm for own in reading.signals[: reading.by_chance] for alarm in self._see(own)]
+
     def _react(self, block: Block, alarms: list[Alarm], reading: Asked | None) -> None:
         """Learn from what was labelled, or keep it while the updates are held."""
         portion = None if reading is None else (block.number, len(reading.rows))
         for alarm in alarms:
             self._note("alarm", signal=alarm.signal, mean=alarm.mean, by=alarm.by, state=self.mode)
+        if portion and reading and reading.misled and self.config.watch:
+            self.learner.quarantined.append(portion)
+            portion = None
         if self.mode == HELD:
             self.learner.waiting += [portion] if portion else []
             self.left -= len(block.texts)

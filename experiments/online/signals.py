@@ -33,6 +33,8 @@ SIDES = {
 }
 """Signal -> which change of its mean is an alarm. The first three are of prompts, the next three of replies, the last
 two of the teacher, of prompts that it was asked about by chance."""
+TEACHER_DRIFT = "teacher_drift"
+"""How far the teacher has moved on a training text; too far is an alarm, whatever was usual."""
 OF_PROMPTS, OF_REPLIES, OF_TEACHER = tuple(SIDES)[:3], tuple(SIDES)[3:6], tuple(SIDES)[6:]
 STRENGTH = 1.0
 """κ: occurrences that the frequency of a token is worth beside its counts behind another."""

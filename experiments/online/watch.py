@@ -31,9 +31,10 @@ class Alarm:
 
     signal: str
     mean: float
-    """Mean rank in ADWIN's window; once all of it is new, the probability that a new value exceeds a usual one."""
+    """Mean rank in ADWIN's window; once all of it is new, the probability that a new value exceeds a usual one. Of
+    `teacher_drift` nats."""
     by: str
-    """The test that found it, "adwin" or "cusum"."""
+    """What found it, "adwin", "cusum" or "control": a text of which it is known what the teacher says."""
 
 
 class Watch:

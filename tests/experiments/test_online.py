@@ -258,7 +258,7 @@ def test_a_run_that_is_over_goes_on_when_more_comes(tmp_path: Path) -> None:
 
 
 def test_labels_cost_what_is_said(tmp_path: Path) -> None:
-    """Tokens of the prompts and of the student's replies, which are read, and of the teacher's, which are walked."""
+    """Tokens of prompts, of the student's replies and of a control, which are read, and of the teacher's, walked."""
     config = settings(tmp_path, prompts(32), label=1.0, agent="kd")
     figures = ran(config)
     online = opened(config)
@@ -266,6 +266,7 @@ def test_labels_cost_what_is_said(tmp_path: Path) -> None:
     for number in (0, 1):
         rows, episodes = online.desk.reading(number).rows, online.desk.episodes(number)
         walked += int(episodes.length.sum())
+        read += online.desk._drift(number)[1]
         for row in rows:
             reply = replies(config.out)[16 * number + row]
             read += int(reply["prompt_length"] + reply["reply_length"])
