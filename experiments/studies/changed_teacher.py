@@ -5,9 +5,10 @@
 The embedded teacher is fine-tuned on its own corpus, where replies to one kind of message now end with another
 sentence. Its old store and its old student are then brought up to date; or everything is drawn anew, for the same
 student or for one that begins where the old one began; each with the same number of updates. An update that compares
-every episode keeps no label of the old teacher, and tells what these cost from what the same texts once more cost. An
-update is as good if the whole 95 % interval of its difference in KL(T‖S) to the new teacher lies within the margin,
-which is fixed beforehand (two one-sided tests at 2.5 %: Schuirmann 1987), and better if it lies below 0.
+every episode keeps no label of the old teacher, and tells what these cost from what the same texts once more cost; one
+that learns for a third of the updates says how much of that is due to how long. An update is as good if the whole 95 %
+interval of its difference in KL(T‖S) to the new teacher lies within the margin, which is fixed beforehand (two
+one-sided tests at 2.5 %: Schuirmann 1987), and better if it lies below 0.
 """
 
 from __future__ import annotations
@@ -35,14 +36,16 @@ ADDED = " Please bring your customer card."
 ARMS = {
     "before": "old student, nothing learnt",
     "update": "update",
+    "short": "update, a third of the updates",
     "compared": "update, every episode compared",
     "again": "old student, all drawn anew",
     "anew": "all begun anew",
 }
 COLUMNS = {"forward_kl": "KL(T‖S)", f"forward_kl {KIND}": f"KL, {KIND}", "task_score": "task"}
 ASKED = {"read": "tokens read", "walked": "tokens walked"}
-PAIRS = (("update", "again"), ("update", "anew"), ("compared", "again"))
-UPDATES = ("update", "compared")
+PAIRS = (("update", "again"), ("update", "anew"), ("short", "again"), ("compared", "again"))
+COMPARED = ("update", "compared")
+UPDATES = (*COMPARED, "short")
 Figures = dict[str, float]
 
 
@@ -122,12 +125,16 @@ def one_seed(config: ChangedTeacherConfig, teacher: Path, seed: int) -> dict[str
     student = out / "first" / "students" / f"{config.agent}-seed{seed}"
     after = replace(common, teacher=str(teacher), student=str(student))
     rows, asked = dict[str, list[Row]](), dict[str, dict[str, float]]()
-    for arm, size in zip(UPDATES, (config.round_size, config.episodes), strict=True):
+    for arm, size in zip(COMPARED, (config.round_size, config.episodes), strict=True):
         own = {field.name: getattr(after, field.name) for field in fields(after)}
         own |= {"store": old.out, "out": out / arm, "drift": config.drift, "round_size": size}
         update = UpdateConfig(**own)
         asked[arm] = renew(update)
-        rows[arm] = distill(run_of(update))
+        rows[arm] = distill(run := run_of(update))
+        if arm == "update":
+            updates = max(1, config.updates // 3)
+            rows["short"] = distill(replace(run, updates=updates, eval_every=updates, out=out / "short"))
+    asked["short"] = asked["update"]
     drawn = draw(new)
     for arm, place in (("again", str(student)), ("anew", str(WARM_START))):
         rows[arm] = distill(replace(after, student=place, store=new.out, out=out / arm))
@@ -164,7 +171,7 @@ def said(config: ChangedTeacherConfig, found: Sequence[dict[str, Figures]]) -> s
         verdict = "better" if better else "as good" if good else "not shown to be as good"
         verdicts.append(f"{ARMS[one]} is {verdict} beside {ARMS[other]}")
     shares = []
-    for arm in UPDATES:
+    for arm in COMPARED:
         whole, walked = (_cell([saved(own, arm, names) for own in found]) for names in (tuple(ASKED), ("walked",)))
         shares.append(f"{ARMS[arm]}: {whole} of the teacher's tokens saved, {walked} of those walked one by one")
     return "\n\n".join(

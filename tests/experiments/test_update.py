@@ -292,12 +292,14 @@ def test_the_study_says_by_hand_what_was_saved() -> None:
     for own in found:
         own["anew"] = own["again"] | {"forward_kl": 0.5}
         own["compared"] = own["update"] | {"forward_kl": 0.2, "read": 500.0}
+        own["short"] = own["update"] | {"forward_kl": 0.3}
     config = ChangedTeacherConfig(Path("unused"))
     text = said(config, found)
     paired = next(line for line in text.splitlines() if line.startswith("| update − old student"))
     assert paired.replace(" ", "").split("|")[2:5] == ["+0.020±0.127", "+0.000±0.000", "+0.000±0.000"]
     assert "margin 0.02 nats: update is not shown to be as good beside old student, all drawn anew" in text
     assert "; update is better beside all begun anew" in text
+    assert "update, a third of the updates is not shown to be as good beside old student, all drawn anew" in text
     assert "update, every episode compared is as good beside old student, all drawn anew" in text
     assert saved(found[0], "update", ("read", "walked")) == 0.25 and saved(found[1], "update", ("walked",)) == 0.75
     assert saved(found[0], "compared", ("read", "walked")) == -0.5
