@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
@@ -16,6 +19,9 @@ from envs.spaces import row_of
 from envs.vector_env import Array, TopPTokenVectorEnv
 
 Stepped = tuple[dict[str, Any], float, bool, bool, dict[str, Any]]
+
+# OpenMP's threads are not there in a process that `AsyncVectorEnv` forks: what computes with several waits for them.
+os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 class TopPTokenEnv(gymnasium.Env[dict[str, Any], np.int64]):

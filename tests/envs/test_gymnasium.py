@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -92,6 +94,22 @@ def test_async_processes_share_observations_and_give_what_sync_gives(context: st
 
     pairs = zip(rows(SyncVectorEnv), rows(AsyncVectorEnv, context=context, shared_memory=True), strict=True)
     assert all(np.array_equal(a, b) for a, b in pairs)
+
+
+THREADED = f"""
+import gymnasium, torch
+from functools import partial
+from gymnasium.vector import AsyncVectorEnv
+torch.set_num_threads(2)
+torch.randn(512, 2048).log_softmax(-1).sum()  # by both of them
+env = AsyncVectorEnv([partial(gymnasium.make, "envs:{ID}", teacher="table:toy", prompts=[[1]])] * 2, context="fork")
+env.reset(seed=0)
+env.close()
+"""
+
+
+def test_forked_processes_do_not_wait_for_threads_that_are_not_there() -> None:
+    subprocess.run([sys.executable, "-c", THREADED], check=True, timeout=120, capture_output=True)
 
 
 # the three autoreset modes, against Gymnasium's SyncVectorEnv of single environments
