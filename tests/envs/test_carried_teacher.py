@@ -47,7 +47,7 @@ class Cutter:
     """The cut G of the docstring of `envs.vocab_map`, written anew: over whole token sequences, by recursion."""
 
     def __init__(self, teacher: CarriedTeacher, look: float) -> None:
-        self.table, self.look = teacher.teacher.probabilities, look  # type: ignore[attr-defined]
+        self.table, self.look = teacher.teacher.probabilities, look
         self.student = teacher.tokens
         self.eos = teacher.map.eos
         longer = [own for own in Tokens(TEACHER).split([w for w in self.student.written if w]) if own and len(own) > 1]
@@ -244,7 +244,7 @@ def law_of(teacher: TableTeacher, written: Sequence[bytes | None], text: bytes) 
 
 def carried_law(teacher: CarriedTeacher, text: bytes) -> float:
     """Σ over the student's token sequences that write the text, by the chain rule, of those that have mass."""
-    reader = ExactReader(teacher.teacher)  # type: ignore[arg-type]
+    reader = ExactReader(teacher.teacher)
 
     def rest(state: State, place: int) -> float:
         found = float(state.mass[teacher.map.eos]) if place == len(text) else 0.0
@@ -378,7 +378,7 @@ def test_errors_say_what_to_do() -> None:
         with pytest.raises(InputError, match=r"must lie in \[0, 1\)"):
             carried(STUDENTS["long"], wrong)
     with pytest.raises(InputError, match="names no EOS token"):
-        CarriedTeacher(table(6), Ends(None))  # type: ignore[arg-type]
+        CarriedTeacher(table(6), Ends(None))
     with pytest.raises(InputError, match="has no tokenizer"):
         in_tokens_of(table(6), KINDS["gpt2"]())
     with pytest.raises(InputError, match="write none of the teacher's"):

@@ -229,7 +229,7 @@ def test_another_process_asks_by_itself(tmp_path: Path) -> None:
 
 def test_strings_that_several_tokens_share_tell_none() -> None:
     """Parts of characters are "�" in a byte-level vocabulary, and each of them could be meant."""
-    words = Words(load_teacher("embedded").tokenizer, "embedded")  # type: ignore[attr-defined]
+    words = Words(load_teacher("embedded").tokenizer, "embedded")
     shown = words.shown["decoded"]
     assert shown.count("\ufffd") > 1 and words.id_of("\ufffd") is None
     some = next(token for token, text in enumerate(shown) if text == " the")
