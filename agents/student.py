@@ -316,7 +316,7 @@ def build_student(spec: str | Path, *, tokenizer: Any, vocab_size: int, seed: in
         raise InputError(f"no student {str(spec)!r}: not a directory, a hub id or one of {', '.join(SIZES)}{hint}")
     if tokenizer is not None and student.tokenizer is not None:
         check_tokenizers(tokenizer, student.tokenizer)
-    needed = len(tokenizer) if tokenizer is not None else vocab_size
+    needed = 1 + max(tokenizer.get_vocab().values()) if tokenizer is not None else vocab_size
     if student.vocab_size < needed:
         raise InputError(
             f"student {spec} has {student.vocab_size} output rows for {needed} tokens; take one of the same family"

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from envs.errors import InputError
 from envs.served_http import MalformedError, message_of
+from envs.token_bytes import vocabulary_size
 
 ABSENT = -1000.0  # nats; what servers that cannot write −∞ put in its place lies below (vLLM: −9999)
 ROOM = 1e-3  # by which the probabilities of half-precision servers may sum to more than 1
@@ -44,7 +45,7 @@ class Words:
 
     def __init__(self, tokenizer: Any, name: str) -> None:
         self.name = name
-        self.size = 1 + max(tokenizer.get_vocab().values(), default=-1)
+        self.size = vocabulary_size(tokenizer)
         raw = [token or "" for token in tokenizer.convert_ids_to_tokens(list(range(self.size)))]
         decoded = [tokenizer.decode([token]) for token in range(self.size)]
         self.shown = {"decoded": decoded, "raw": raw, "pieces": [token.replace("▁", " ") for token in raw]}

@@ -73,6 +73,11 @@ class Tokens:
         ]
 
 
+def vocabulary_size(tokenizer: Any) -> int:
+    """Output rows that its tokens need: the greatest id and one, as ids may leave gaps."""
+    return 1 + max(tokenizer.get_vocab().values(), default=-1)
+
+
 def tokens_of(tokenizer: Any) -> Tokens:
     """The bytes of a tokenizer's tokens: byte-level BPE, SentencePiece and its like, or bytes.
 
@@ -80,8 +85,8 @@ def tokens_of(tokenizer: Any) -> Tokens:
     """
     special = special_tokens(tokenizer)
     added = {number: text for text, number in tokenizer.get_added_vocab().items()}
-    rows = 1 + max(tokenizer.get_vocab().values(), default=-1)  # ids may leave gaps
-    names = [None if name is None else str(name) for name in tokenizer.convert_ids_to_tokens(list(range(rows)))]
+    rows = list(range(vocabulary_size(tokenizer)))
+    names = [None if name is None else str(name) for name in tokenizer.convert_ids_to_tokens(rows)]
     write = rule_of(tokenizer) or str.encode
     specials = set(special.values())
     written = tuple(

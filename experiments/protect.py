@@ -91,9 +91,9 @@ def plain_tokens(teacher: Teacher) -> Flags:
     """Tokens that say something: neither special, nor the end of a text, nor rows that pad a vocabulary.  # (V,)"""
     tokenizer = getattr(teacher, "tokenizer", None)
     special = set(teacher.eos_ids) | set(getattr(tokenizer, "all_special_ids", ()))
-    known = teacher.vocab_size if tokenizer is None else len(tokenizer)
     ids = np.arange(teacher.vocab_size)
-    return (ids < known) & ~np.isin(ids, sorted(special))
+    known = ids if tokenizer is None else sorted(tokenizer.get_vocab().values())
+    return np.isin(ids, known) & ~np.isin(ids, sorted(special))
 
 
 def low_frequency(teacher: Teacher, prompts: Sequence[Prompt]) -> Flags:

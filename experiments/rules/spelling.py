@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.errors import InputError
-from envs.token_bytes import rule_of
+from envs.token_bytes import rule_of, vocabulary_size
 
 Mask = NDArray[np.bool_]
 WORD = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789_")
@@ -23,7 +23,7 @@ def pieces_of(tokenizer: Any) -> list[bytes]:
 
     Raises: InputError: a tokenizer whose tokens are not bytes by a rule known here.
     """
-    size, special = len(tokenizer), set(tokenizer.all_special_ids)
+    size, special = vocabulary_size(tokenizer), set(tokenizer.all_special_ids)
     tokens = ["" if token is None else str(token) for token in tokenizer.convert_ids_to_tokens(list(range(size)))]
     write = rule_of(tokenizer) or _of_words
     found = [b"" if number in special else write(token) for number, token in enumerate(tokens)]

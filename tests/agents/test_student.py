@@ -141,5 +141,10 @@ def test_what_is_no_student_is_refused(tmp_path: Path) -> None:
     for spec, says in cases:
         with pytest.raises(InputError, match=says):
             build_student(spec, tokenizer=tokenizer("a b c d e f g h i"), vocab_size=9)
+    gap = tokenizer("a b c d e f g")
+    vocabulary = gap.get_vocab() | {"h": 9}
+    gap.backend_tokenizer.model = models.WordLevel(vocabulary, unk_token="a")
+    with pytest.raises(InputError, match="8 output rows for 10 tokens"):
+        build_student(tmp_path / "small", tokenizer=gap, vocab_size=10)
     with pytest.raises(InputError, match="encoder-decoder"):
         Student(T5ForConditionalGeneration(config))

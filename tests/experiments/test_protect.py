@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from types import SimpleNamespace
+from typing import Any, NoReturn, cast
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from agents.episodes import PAD_LOGP, Episodes
 from envs.errors import InputError
@@ -49,6 +52,9 @@ def test_what_is_low_in_frequency() -> None:
     teacher = load_teacher("embedded")
     plain = protect.plain_tokens(teacher)
     assert not plain[sorted(teacher.eos_ids)].any() and plain.sum() == 2048 - 3
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 4}, unk_token="a"))  # 2, 3 and 5 are no tokens
+    padded = SimpleNamespace(vocab_size=6, eos_ids={1}, tokenizer=PreTrainedTokenizerFast(tokenizer_object=words))
+    assert protect.plain_tokens(cast("Teacher", padded)).tolist() == [True, False, False, False, True, False]
 
 
 def test_arms_learn_from_the_enlarged_sets_and_are_measured_on_them(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from envs.decode import decode
 from envs.errors import InputError
@@ -195,6 +197,18 @@ def test_pieces_of_a_tokenizer_are_what_it_writes() -> None:
         ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
         assert b"".join(pieces[token] for token in ids).decode() == TOKENIZER.decode(ids)
     assert len(pieces) == len(TOKENIZER) and all(pieces[token] == b"" for token in TOKENIZER.all_special_ids)
+
+
+def test_pieces_of_a_tokenizer_with_gaps_between_its_ids() -> None:
+    said = json.loads(TOKENIZER.backend_tokenizer.to_str())
+    vocabulary = said["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.get)
+    vocabulary[last] += 3
+    gaps = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(said)), **TOKENIZER.special_tokens_map
+    )
+    before, after = pieces_of(TOKENIZER), pieces_of(gaps)
+    assert after == [*before[:-1], b"", b"", b"", before[-1]] and before[-1]
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from agents.episodes import Episodes
+from envs.engine import cache_is_exact
 from envs.errors import InputError
 from envs.hf_teacher import load_causal_lm
 from envs.prefill import Prefills
@@ -173,6 +174,7 @@ def test_kill_9_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
 
 def test_several_replies_to_a_prompt_read_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read, reads = Prefills._read, list[tuple[int, ...]]()
+    assert cache_is_exact(load_teacher("embedded").model)  # its probe, asked once, reads too
 
     def counted(self: Prefills, prompts: list[tuple[int, ...]]) -> Any:
         reads.extend(prompts)
