@@ -62,7 +62,39 @@ def cells_asked(config: CompareConfig | DistillConfig) -> list[Cell]:
     return cells_of([START], starts, masses) + cells_of(agents, seeds, masses)
 
 
+def check_distill(config: DistillConfig) -> None:
+    """Raises: InputError: what `distill` would refuse, for a command that has something else to do first."""
+    _checked(Workspace(config), [config.agent], cells_asked(config), config)
+
+
 def _run(space: Workspace, arms: Sequence[str], cells: list[Cell], config: CompareConfig | DistillConfig) -> list[Row]:
+    jobs, trials = getattr(config, "jobs", 1), getattr(config, "trials", 0)
+    cells = _checked(space, arms, cells, config)
+    with full_disk_is_said(space.out), space.opened():
+        if space.share is not None:
+            space.share.begin(space)
+        notes = [tuning.tune(space, arms, trials, getattr(config, "select", ""), jobs)] if trials else []
+        if not cells:
+            return []
+        failures = run_cells(space, [cell for cell in cells if cell.trained_at is None], jobs)
+        failed = {(cell.agent, cell.seed) for cell, _ in failures if cell.top_p == space.masses[0]}
+        again = [cell for cell in cells if cell.trained_at is not None and (cell.agent, cell.seed) not in failed]
+        failures += run_cells(space, again, jobs, "measure")
+        reference = getattr(config, "reference", "") or arms[0]
+        rows = parallel.first(lambda: _report(space, cells, reference, notes))
+    rows = [] if parallel.rank() else rows  # which process 0 prints
+    if failures:
+        raise FailedCells("; ".join(f"{cell.name}: {said(error)}" for cell, error in failures), rows)
+    return rows
+
+
+def _checked(
+    space: Workspace, arms: Sequence[str], cells: list[Cell], config: CompareConfig | DistillConfig
+) -> list[Cell]:
+    """Raises: InputError: what can be seen before anything runs.
+
+    Returns: the cells, with `trained_at` where another one trains their student.
+    """
     jobs, trials = getattr(config, "jobs", 1), getattr(config, "trials", 0)
     set_threads(config, jobs)
     check_price(config.price)
@@ -89,22 +121,7 @@ def _run(space: Workspace, arms: Sequence[str], cells: list[Cell], config: Compa
         _check_finished(space, cells)
     _check_settings(config, [*arms, config.warm_start])
     space.check_student(student)
-    with full_disk_is_said(space.out), space.opened():
-        if space.share is not None:
-            space.share.begin(space)
-        notes = [tuning.tune(space, arms, trials, getattr(config, "select", ""), jobs)] if trials else []
-        if not cells:
-            return []
-        failures = run_cells(space, [cell for cell in cells if cell.trained_at is None], jobs)
-        failed = {(cell.agent, cell.seed) for cell, _ in failures if cell.top_p == first}
-        again = [cell for cell in cells if cell.trained_at is not None and (cell.agent, cell.seed) not in failed]
-        failures += run_cells(space, again, jobs, "measure")
-        reference = getattr(config, "reference", "") or arms[0]
-        rows = parallel.first(lambda: _report(space, cells, reference, notes))
-    rows = [] if parallel.rank() else rows  # which process 0 prints
-    if failures:
-        raise FailedCells("; ".join(f"{cell.name}: {said(error)}" for cell, error in failures), rows)
-    return rows
+    return cells
 
 
 def _report(space: Workspace, cells: list[Cell], reference: str, notes: Sequence[str]) -> list[Row]:

@@ -55,9 +55,18 @@ def full_disk_is_said(out: Path) -> Iterator[None]:
 def alone(out: Path, doing: str) -> Iterator[None]:
     """Within, a folder is this command's; another that asks for it is told that this one is `doing` something there.
 
-    Raises: InputError: another command has it.
+    It is created if it is not there.
+
+    Raises: InputError: another command has it, or it cannot be written.
     """
-    with (out / LOCK).open("w") as lock:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        held = (out / LOCK).open("w")
+    except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"--out {out} cannot be written: {error.strerror}; give another folder") from error
+    with held as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -63,6 +63,7 @@ def check_limits(config: RunConfig, masses: Sequence[float]) -> None:
     free = {"seeds": "0 compares nothing", "trials": "0 searches nothing"}
     free |= {"retries": "0 tries each cell once", "cell_gpus": "0 sets none aside"}
     free |= {"micro_batch": "0 takes whole batches", "lora": "0 learns all weights"}
+    free |= {"seed": "any other number will do"}
     for name, nothing in free.items():
         if (value := getattr(config, name, 0)) < 0:
             raise InputError(f"{name} = {value} is below 0; {nothing}")

@@ -103,11 +103,7 @@ class Workspace:
     def _open(self, held: ExitStack) -> None:
         check_folder(self.config, self.out)
         inputs = self.inputs()  # what is wrong with these is said before anything is begun
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            held.enter_context(alone(self.out, "running in"))
-        except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
-            raise InputError(f"--out {self.out} cannot be written: {error.strerror}; give another folder") from error
+        held.enter_context(alone(self.out, "running in"))
         self._check_inputs(inputs)
         write(self.out / CONFIG, dump(self.config))  # before anything else: a folder without it is no run's
         write(self.out / INPUTS, json.dumps(inputs))

@@ -162,6 +162,8 @@ def check(config: CoverageConfig) -> None:
     for name in ("count", "max_new_tokens", "walk_prompts", "seeds", "updates", "episodes", "batch_size"):
         if (value := getattr(config, name)) < 1:
             raise InputError(f"{name} = {value} is below 1")
+    if config.seed < 0:
+        raise InputError(f"seed = {config.seed} is below 0; any other number will do")
     if config.walks < 0:
         raise InputError(f"walks = {config.walks} is below 0; 0 walks none")
     check_price(config.price)

@@ -30,8 +30,17 @@ from experiments.protect import check_protection, digest_of, fitting_extras, pro
 from experiments.store import carried
 from experiments.store.columns import Format
 from experiments.store.fingerprint import fingerprint
-from experiments.store.shards import MANIFEST, Manifest, arrow, check_teacher, damage_of, write_beside, write_shard
-from experiments.store.source import PROTECTED, UPDATED
+from experiments.store.shards import (
+    MANIFEST,
+    UPDATED,
+    Manifest,
+    arrow,
+    check_teacher,
+    damage_of,
+    write_beside,
+    write_shard,
+)
+from experiments.store.source import PROTECTED
 
 if TYPE_CHECKING:
     from envs.served_teacher import ServedTeacher
@@ -268,9 +277,9 @@ def _opened(config: CollectConfig, teacher: Teacher, prompts: list[Prompt], prot
     out = config.out
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give another --out")
-    if out.exists() and {path.name for path in out.iterdir()} - {".lock"} and not (out / MANIFEST).is_file():
+    begun = {".lock", f"{MANIFEST}.partial"}  # by a command that was killed before it had a manifest
+    if out.exists() and {path.name for path in out.iterdir()} - begun and not (out / MANIFEST).is_file():
         raise InputError(f"{out} is not empty and holds no {MANIFEST}, so it is no store; give another --out")
-    out.mkdir(parents=True, exist_ok=True)
     with alone(out, "writing to"):
         manifest = _manifest(out, _settings(config, teacher, prompts, protected), fingerprint(teacher))
         write_beside(out, getattr(teacher, "tokenizer", None), (prompt_hash(prompt.text) for prompt in prompts))
@@ -335,6 +344,8 @@ def _check(config: CollectConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise InputError(f"{name} = {value} is below 1")
+    if config.seed < 0:
+        raise InputError(f"seed = {config.seed} is below 0; any other number will do")
 
 
 def figures(manifest: Manifest, prompts: int) -> dict[str, float]:

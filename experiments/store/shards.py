@@ -33,6 +33,8 @@ from experiments.store.fingerprint import fingerprint
 MANIFEST = "store.json"
 TOKENIZER = "tokenizer"
 PROMPTS = "prompts.json"
+UPDATED = "updated_from"
+"""Where the settings of a store say that `tdistill update` made it of another; empty or not there in others."""
 
 
 @dataclass(frozen=True)
@@ -139,11 +141,12 @@ class Store:
         if teacher is not None:
             check_teacher(self.manifest, fingerprint(teacher), self.folder)
         self.names = sorted(self.manifest.shards)
+        command = "update" if self.manifest.settings.get(UPDATED) else "collect"
         if not self.names:
-            raise InputError(f"the store {self.folder} holds no episodes yet; go on with `tdistill collect`")
+            raise InputError(f"the store {self.folder} holds no episodes yet; go on with `tdistill {command}`")
         for name in self.names:
             if damage := damage_of(self.folder / name, self.manifest.shards[name]):
-                raise InputError(f"{self.folder / name} {damage}; the same `tdistill collect` draws it anew, alone")
+                raise InputError(f"{self.folder / name} {damage}; the same `tdistill {command}` draws it anew, alone")
         self.ends = np.cumsum([self.manifest.shards[name]["episodes"] for name in self.names])
         self.prompts = hashes_in(self.folder / PROMPTS)  # of those that are replied to, as `prompt_hash` gives them
 

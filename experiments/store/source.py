@@ -18,8 +18,6 @@ SHARED = ("max_candidates", "max_new_tokens", "reward", "gamma", "teacher_walk",
 """Settings that the run and its store both have."""
 PROTECTED = "protected"
 """Where the settings of a store say what joins its nuclei; not there in stores that are older than this."""
-UPDATED = "updated_from"
-"""Where the settings of a store say that `tdistill update` made it of another; empty or not there in others."""
 
 
 def open_store(

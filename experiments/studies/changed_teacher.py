@@ -3,11 +3,9 @@
     python -m experiments.studies.changed_teacher --out runs/changed
 
 The embedded teacher is fine-tuned on its own corpus, where replies to one kind of message now end with another
-sentence. Its old store and its old student are then brought up to date; or everything is drawn anew, for the same
-student or for one that begins where the old one began; each with the same number of updates. An update that compares
-every episode keeps no label of the old teacher, and tells what these cost from what the same texts once more cost; one
-that learns for a third of the updates says how much of that is due to how long. An update is as good if the whole 95 %
-interval of its difference in KL(T‖S) to the new teacher lies within the margin, which is fixed beforehand (two
+sentence. Then two by two: the old store is brought up to date, or all of it is drawn anew; and the old student goes on,
+or one begins where it began; each with the same number of updates. An arm is as good as another if the whole 95 %
+interval of their difference in KL(T‖S) to the new teacher lies within the margin, which is fixed beforehand (two
 one-sided tests at 2.5 %: Schuirmann 1987), and better if it lies below 0.
 """
 
@@ -34,18 +32,16 @@ from experiments.update.command import UpdateConfig, renew, run_of
 KIND = "appointment"
 ADDED = " Please bring your customer card."
 ARMS = {
-    "before": "old student, nothing learnt",
-    "update": "update",
-    "short": "update, a third of the updates",
-    "compared": "update, every episode compared",
-    "again": "old student, all drawn anew",
-    "anew": "all begun anew",
+    "before": "nothing done",
+    "update": "store updated, old student goes on",
+    "begun": "store updated, student begun anew",
+    "again": "store drawn anew, old student goes on",
+    "anew": "store drawn anew, student begun anew",
 }
 COLUMNS = {"forward_kl": "KL(T‖S)", f"forward_kl {KIND}": f"KL, {KIND}", "task_score": "task"}
 ASKED = {"read": "tokens read", "walked": "tokens walked"}
-PAIRS = (("update", "again"), ("update", "anew"), ("short", "again"), ("compared", "again"))
-COMPARED = ("update", "compared")
-UPDATES = (*COMPARED, "short")
+PAIRS = (("begun", "anew"), ("update", "again"), ("update", "begun"), ("again", "anew"))
+UPDATED = ("update", "begun")
 Figures = dict[str, float]
 
 
@@ -124,26 +120,20 @@ def one_seed(config: ChangedTeacherConfig, teacher: Path, seed: int) -> dict[str
     distill(replace(common, store=old.out, out=out / "first"))
     student = out / "first" / "students" / f"{config.agent}-seed{seed}"
     after = replace(common, teacher=str(teacher), student=str(student))
-    rows, asked = dict[str, list[Row]](), dict[str, dict[str, float]]()
-    for arm, size in zip(COMPARED, (config.round_size, config.episodes), strict=True):
-        own = {field.name: getattr(after, field.name) for field in fields(after)}
-        own |= {"store": old.out, "out": out / arm, "drift": config.drift, "round_size": size}
-        update = UpdateConfig(**own)
-        asked[arm] = renew(update)
-        rows[arm] = distill(run := run_of(update))
-        if arm == "update":
-            updates = max(1, config.updates // 3)
-            rows["short"] = distill(replace(run, updates=updates, eval_every=updates, out=out / "short"))
-    asked["short"] = asked["update"]
+    own = {field.name: getattr(after, field.name) for field in fields(after)}
+    own |= {"store": old.out, "out": out / "update", "drift": config.drift, "round_size": config.round_size}
+    asked, run = renew(update := UpdateConfig(**own)), run_of(update)
     drawn = draw(new)
-    for arm, place in (("again", str(student)), ("anew", str(WARM_START))):
-        rows[arm] = distill(replace(after, student=place, store=new.out, out=out / arm))
-    found = {arm: figures_of(of_arm, config.agent) for arm, of_arm in rows.items()}
-    found["before"] = figures_of(rows["again"], START)
-    for arm in UPDATES:
-        found[arm] |= {name: value for name, value in asked[arm].items() if name not in ("saved", "saved_walked")}
-    for arm in ("again", "anew"):
-        found[arm] |= {"read": asked["update"]["read_again"], "walked": drawn["tokens"]}
+    rows = {
+        "update": distill(run),
+        "begun": distill(replace(run, student=str(WARM_START), out=out / "begun")),
+        "again": distill(replace(after, store=new.out, out=out / "again")),
+        "anew": distill(replace(after, student=str(WARM_START), store=new.out, out=out / "anew")),
+    }
+    found = {"before": figures_of(rows["again"], START)}
+    for arm, of_arm in rows.items():
+        whole = {"read": asked["read_again"], "walked": drawn["tokens"]}
+        found[arm] = figures_of(of_arm, config.agent) | (asked if arm in UPDATED else whole)
     write(out / "figures.json", json.dumps(found, indent=1))
     return found
 
@@ -169,23 +159,20 @@ def said(config: ChangedTeacherConfig, found: Sequence[dict[str, Figures]]) -> s
         mean, half = mean_and_interval(gaps["forward_kl"])
         better, good = mean + half < 0, abs(mean) + half <= config.margin
         verdict = "better" if better else "as good" if good else "not shown to be as good"
-        verdicts.append(f"{ARMS[one]} is {verdict} beside {ARMS[other]}")
-    shares = []
-    for arm in COMPARED:
-        whole, walked = (_cell([saved(own, arm, names) for own in found]) for names in (tuple(ASKED), ("walked",)))
-        shares.append(f"{ARMS[arm]}: {whole} of the teacher's tokens saved, {walked} of those walked one by one")
+        verdicts.append(f"“{ARMS[one]}” is {verdict} beside “{ARMS[other]}”")
+    whole, walked = (_cell([saved(own, names) for own in found]) for names in (tuple(ASKED), ("walked",)))
     return "\n\n".join(
         [
             aligned(lines, markdown=True),
             f"{len(found)} seeds, ± half of a 95 % interval; margin {config.margin:g} nats: {'; '.join(verdicts)}",
-            "\n".join(shares),
+            f"updating the store saves {whole} of the teacher's tokens, {walked} of those walked one by one",
         ]
     )
 
 
-def saved(own: dict[str, Figures], arm: str, names: Sequence[str]) -> float:
-    """Share of these questions that an update has not asked."""
-    asked, again = (sum(own[one][name] for name in names) for one in (arm, "again"))
+def saved(own: dict[str, Figures], names: Sequence[str]) -> float:
+    """Share of these questions that updating a store has not asked."""
+    asked, again = (sum(own[arm][name] for name in names) for arm in ("update", "again"))
     return 1 - asked / again
 
 

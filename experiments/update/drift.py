@@ -19,6 +19,7 @@ from envs.teachers import Teacher
 REST = 1e-4  # mass outside a set that is not told from less: stored log-probabilities are rounded
 FEATURES = 1024  # an episode's tokens, hashed
 RIDGE = 1.0
+BLOCK = 4096  # episodes whose features are unpacked at a time
 LOGITS_AT_ONCE = 2**24  # texts × positions × V
 
 
@@ -49,6 +50,7 @@ class Reading:
     """What a teacher says along texts that another has walked."""
 
     drift: npt.NDArray[np.float64]  # (B,) mean `coarse_kl` of an episode's states, nats
+    fall: npt.NDArray[np.float64]  # (B,) the most that log π of a token of its text has fallen by, nats; 0 of no text
     episodes: Episodes  # the same texts, with this teacher's sets, log-probabilities and rewards
 
 
@@ -56,7 +58,7 @@ def read(episodes: Episodes, teacher: Teacher, mass: float, max_candidates: int,
     """One pass over whole texts: how far the teacher has moved, and what it would have said.
 
     The walks stay those of the old teacher, and `behaviour_logp` is taken to be the new one's: what is used of them has
-    drifted little.
+    drifted little, and has no token that the new one would hardly say.
 
     Args:
         mass, max_candidates: of the sets, equation (1).
@@ -68,9 +70,8 @@ def read(episodes: Episodes, teacher: Teacher, mass: float, max_candidates: int,
         _read(episodes.select(range(start, min(start + rows, len(episodes)))), teacher, mass, max_candidates, reward)
         for start in range(0, len(episodes), rows)
     ]
-    return Reading(
-        np.concatenate([part.drift for part in parts]), Episodes.concatenate([part.episodes for part in parts])
-    )
+    drift, fall = (np.concatenate([getattr(part, name) for part in parts]) for name in ("drift", "fall"))
+    return Reading(drift, fall, Episodes.concatenate([part.episodes for part in parts]))
 
 
 def _read(episodes: Episodes, teacher: Teacher, mass: float, max_candidates: int, reward: str) -> Reading:
@@ -92,7 +93,9 @@ def _read(episodes: Episodes, teacher: Teacher, mass: float, max_candidates: int
     paid = torch.where(episodes.steps, taken[:, :-1].clamp(PAD_LOGP, 0.0), 0.0)
     label = replace(episodes, ids=ids, logp=own, mask=there, slots=slots, in_set=slots >= 0)
     rewards = paid if reward == LogProb.name else torch.where(episodes.steps, paid - label.log_mass[:, :-1], 0.0)
-    return Reading(drift.numpy(), replace(label, rewards=rewards, behaviour_logp=paid, teacher_logp_taken=paid.clone()))
+    fall = torch.where(episodes.steps, episodes.teacher_logp_taken - paid, 0.0).amax(1).double()
+    label = replace(label, rewards=rewards, behaviour_logp=paid, teacher_logp_taken=paid.clone())
+    return Reading(drift.numpy(), fall.numpy(), label)
 
 
 def _next(episodes: Episodes) -> Tensor:
@@ -116,6 +119,16 @@ def hashed(prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]) -
     return found
 
 
+def packed(known: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """Eight features to a byte.  # (B, FEATURES) -> (B, FEATURES/8)"""
+    return np.packbits(known, axis=1)
+
+
+def unpacked(known: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """What was `packed`.  # (B, FEATURES/8) -> (B, FEATURES)"""
+    return np.unpackbits(known, axis=1).view(np.bool_)
+
+
 class Suspicion:
     """Ridge regression of an episode's drift on the tokens it has: where to look next, and nothing else.
 
@@ -136,15 +149,20 @@ class Suspicion:
         self.columns += rows.sum(0)
         self.count, self.total = self.count + len(drift), self.total + float(drift.sum())
 
-    def order(self, unknown: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-        """Rows of these features, the most suspected first.  # (B, FEATURES) -> (B,)"""
-        return np.argsort(-self.foreseen(unknown), kind="stable")
+    def order(self, unknown: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+        """Rows of these `packed` features, the most suspected first.  # (B, FEATURES/8) -> (B,)"""
+        weights = self.weights()
+        parts = [unpacked(unknown[start : start + BLOCK]) @ weights for start in range(0, len(unknown), BLOCK)]
+        return np.argsort(-np.concatenate(parts), kind="stable")
 
     def foreseen(self, unknown: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
         """How far above the mean each is expected to lie; 0 before anything is known.  # (B, FEATURES) -> (B,)"""
+        return np.asarray(unknown @ self.weights())
+
+    def weights(self) -> npt.NDArray[np.float32]:
+        """w.  # (FEATURES,)"""
         ridge, mean = self.products + RIDGE * np.eye(FEATURES), self.total / max(self.count, 1)
-        weights = np.linalg.solve(ridge, self.sums - mean * self.columns).astype(np.float32)
-        return np.asarray(unknown @ weights)
+        return np.linalg.solve(ridge, self.sums - mean * self.columns).astype(np.float32)
 
     def state(self) -> dict[str, Any]:
         """What it has learnt."""

@@ -34,13 +34,15 @@ from experiments.collect import collect
 from experiments.folder import digest, write
 from experiments.store.columns import DERIVED
 from experiments.store.fingerprint import fingerprint
-from experiments.store.shards import MANIFEST, Manifest, Store, damage_of, write_beside, write_shard
-from experiments.store.source import PROTECTED, UPDATED
-from experiments.update.drift import FEATURES, Reading, Suspicion, features, read
+from experiments.store.shards import MANIFEST, UPDATED, Manifest, Store, damage_of, write_beside, write_shard
+from experiments.store.source import PROTECTED
+from experiments.update.drift import FEATURES, Reading, Suspicion, features, packed, read, unpacked
 
 ROUNDS = "rounds.json"
 FEW = 1 / 8
 """Share of drifted episodes below which a round has found little."""
+FALL = math.log(100)
+"""Nats: a text with a token that has become less probable by more is drawn anew, however little the states moved."""
 MANY = 1 / 2
 """Share of drifted ones among any from which on comparing does not pay."""
 SHARD = 256
@@ -68,10 +70,21 @@ class Round:
     """"any" or "suspected"."""
     episodes: Rows
     drift: list[float]
+    """Nats, the mean over an episode's states."""
+    fall: list[float]
+    """Nats that a token of its text has lost, the most."""
+
+    def moved(self, threshold: float) -> npt.NDArray[np.bool_]:
+        """Which of them are to be drawn anew."""
+        return (np.array(self.drift) > threshold) | (np.array(self.fall) > FALL)
 
     def share(self, threshold: float) -> float:
-        """Of drifted ones."""
-        return float(np.mean(np.array(self.drift) > threshold))
+        """Of those."""
+        return float(np.mean(self.moved(threshold)))
+
+    def strength(self, threshold: float) -> npt.NDArray[np.float64]:
+        """How far they have moved; what has fallen alone counts as twice the threshold."""
+        return np.maximum(self.drift, np.where(np.array(self.fall) > FALL, 2 * threshold, 0.0))
 
 
 class Renewal:
@@ -84,6 +97,7 @@ class Renewal:
 
     def __init__(self, old: Store, teacher: Teacher, out: Path, begun: Manifest, search: Search) -> None:
         self.old, self.teacher, self.out, self.manifest, self.search = old, teacher, out, begun, search
+        self.suspicion, self._learnt = Suspicion(), 0  # rounds
         path = out / ROUNDS
         self.rounds = [Round(**one) for one in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
 
@@ -91,7 +105,15 @@ class Renewal:
         """Look for drift, and write what is missing of the store.
 
         Returns: its figures.
+        Raises: InputError: texts that the teacher cannot read.
         """
+        prompts, replies = self._texts[1]
+        longest, limit = int((prompts + replies).max()), self.teacher.context_limit
+        if longest > limit:
+            raise InputError(
+                f"the longest text of the store {self.old.folder} has {longest} tokens, {self.teacher.name} reads "
+                f"{limit}; draw a store of it with `tdistill collect --skip-bad`"
+            )
         self._look()
         self._write("redrawn", self.drifted, self._drawn)
         self._write("kept", self.kept, lambda rows, number: self.old.select(rows))
@@ -115,8 +137,7 @@ class Renewal:
     @property
     def drifted(self) -> Rows:
         """Episodes that are drawn anew, ascending."""
-        pairs = (pair for one in self.rounds for pair in zip(one.episodes, one.drift, strict=True))
-        found = [row for row, drift in pairs if drift > self.search.drift]
+        found = [int(row) for one in self.rounds for row in np.array(one.episodes)[one.moved(self.search.drift)]]
         return sorted(found + (self.unseen if self.everywhere else []))
 
     @property
@@ -129,12 +150,13 @@ class Renewal:
 
         `read` counts tokens that went through the teacher in whole texts, prompts included, and `walked` those it gave
         one after another, which take most of the time; `read_again` are the prompts that a whole new store would have
-        read. `drift_left` is the mean of the last round of any episodes, ± half of a 95 % interval (normal
-        approximation): of the kept ones an estimate on the low side, as rounds go on until one of them finds little.
+        read. Both are compared with a whole new store whose replies are as long as those of this one. `drift_left` is
+        the mean of the last round of any episodes, ± half of a 95 % interval (normal approximation): of the kept ones
+        an estimate on the low side, as rounds go on until one of them finds little.
         """
         prompts, replies = self._texts[1]
-        lines = [line for name, line in self.manifest.shards.items() if name.startswith("redrawn")]
-        walked = sum(int(line["tokens"]) for line in lines)
+        tokens = {name: int(line["tokens"]) for name, line in self.manifest.shards.items()}
+        walked, whole = sum(tokens[name] for name in tokens if name.startswith("redrawn")), sum(tokens.values())
         seen, again = self.compared, self.drifted
         reading = prompts[seen].sum() + replies[seen].sum() + prompts[again].sum()
         last = np.array([one for one in self.rounds if one.kind == ANY][-1].drift)
@@ -150,8 +172,8 @@ class Renewal:
             "read": float(reading),
             "read_again": float(prompts.sum()),
             "walked": float(walked),
-            "saved": 1 - float(reading + walked) / float(prompts.sum() + replies.sum()),
-            "saved_walked": 1 - float(walked) / float(replies.sum()),
+            "saved": 1 - float(reading + walked) / float(prompts.sum() + whole),
+            "saved_walked": 1 - float(walked) / float(whole),
         }
 
     def _look(self) -> None:
@@ -162,10 +184,9 @@ class Renewal:
             while (kind := next_kind(self.rounds, self.search.drift)) and (unseen := self.unseen):
                 rows = self._chosen(kind, np.array(unseen))
                 found = self._read(rows)
-                one = Round(kind, rows, found.drift.tolist())
-                self._relabel(len(self.rounds), one, found)
-                self.rounds.append(one)
-                write(self.out / ROUNDS, json.dumps([asdict(each) for each in self.rounds]))
+                self.rounds.append(one := Round(kind, rows, found.drift.tolist(), found.fall.tolist()))
+                write(self.out / ROUNDS, json.dumps([asdict(each) for each in self.rounds]))  # before what follows
+                self._relabel(len(self.rounds) - 1, one, found)
                 bar.update(len(rows))
                 bar.set_postfix_str(f"{len(self.drifted)} have drifted")
 
@@ -175,10 +196,11 @@ class Renewal:
         if kind == ANY:
             generator = np.random.default_rng([self.search.seed, len(self.rounds)])
             return sorted(generator.choice(unseen, size, replace=False).tolist())
-        known, suspicion = self._texts[0], Suspicion()
-        for one in self.rounds:
-            suspicion.learn(known[one.episodes], np.array(one.drift))
-        return sorted(unseen[suspicion.order(known[unseen])[:size]].tolist())
+        known = self._texts[0]
+        for one in self.rounds[self._learnt :]:
+            self.suspicion.learn(unpacked(known[one.episodes]), one.strength(self.search.drift))
+        self._learnt = len(self.rounds)
+        return sorted(unseen[self.suspicion.order(known[unseen])[:size]].tolist())
 
     def _read(self, rows: Rows) -> Reading:
         settings = self.manifest.settings
@@ -187,7 +209,7 @@ class Renewal:
 
     def _relabel(self, number: int, one: Round, found: Reading | None) -> None:
         """Write what a round has left of its episodes, unless it is there."""
-        places = [place for place, drift in enumerate(one.drift) if drift <= self.search.drift]
+        places = np.flatnonzero(~one.moved(self.search.drift)).tolist()
 
         def labels() -> Episodes:
             return (found or self._read(one.episodes)).episodes.select(places)
@@ -225,14 +247,14 @@ class Renewal:
         return collect(env, len(rows), seed=seed, teacher_walk=settings["teacher_walk"])
 
     @cached_property
-    def _texts(self) -> tuple[npt.NDArray[np.bool_], tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    def _texts(self) -> tuple[npt.NDArray[np.uint8], tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """`features` of every episode, and how many tokens its prompt and its reply have."""
-        found = np.zeros((len(self.old), FEATURES), dtype=bool)
+        found = np.zeros((len(self.old), FEATURES // 8), dtype=np.uint8)
         prompts, replies = (np.zeros(len(self.old), dtype=np.int64) for _ in range(2))
         for start in range(0, len(self.old), SHARD):
             rows = range(start, min(start + SHARD, len(self.old)))
             episodes = self.old.select(rows)
-            found[rows] = features(episodes)
+            found[rows] = packed(features(episodes))
             prompts[rows], replies[rows] = episodes.prompt_length.numpy(), episodes.length.numpy()
         return found, (prompts, replies)
 
@@ -288,13 +310,15 @@ def begin(old: Store, teacher: Teacher, out: Path, search: Search) -> Manifest:
     Raises: InputError: a store or a teacher that no update is for, or a folder that holds something else.
     """
     found = check(old, teacher)
-    own = {**asdict(search), "store": digest(json.dumps(old.manifest.shards, sort_keys=True))}
+    own = {**asdict(search), "fall": FALL, "store": digest(json.dumps(old.manifest.shards, sort_keys=True))}
     settings = {**old.manifest.settings, "teacher": teacher.name, UPDATED: own}
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give another --out")
     if (out / MANIFEST).is_file():
         manifest = Manifest.read(out)
         if manifest.settings != settings or manifest.teacher != found:
             raise InputError(f"{out} holds another store, or one updated otherwise; give another --out")
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and {path.name for path in out.iterdir()} - {f"{MANIFEST}.partial"}:
         raise InputError(f"{out} is not empty and holds no store; give another --out")
     else:
         out.mkdir(parents=True, exist_ok=True)

@@ -292,6 +292,7 @@ def prompts_of(tmp_path: Path, text: str) -> Path:
         (["--top-p", "0"], "top_p = 0.0 is outside (0, 1]"),
         (["--max-candidates", "0"], "max_candidates = 0 is below 1"),
         (["--count", "0"], "count = 0 is below 1"),
+        (["--seed", "-1"], "seed = -1 is below 0"),
         (["--walks", "-1"], "walks = -1 is below 0"),
         (["--max-lost-words", "2"], "max_lost_words = 2 is outside [0, 1]"),
         (["--agents", "nobody"], "nobody"),

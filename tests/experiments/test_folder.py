@@ -65,3 +65,14 @@ def test_the_other_kind_of_command_goes_on_with_the_same_settings_alone(tmp_path
     with pytest.raises(InputError, match="holds a run with trials = 0, this one has 2"):
         compare(replace(config, out=tmp_path / "alone"))
     compare(replace(config, trials=0, out=tmp_path / "alone"))
+
+
+def test_a_folder_is_made_held_and_refused(tmp_path: Path) -> None:
+    with folder.alone(tmp_path / "new" / "folder", "testing"):
+        again = folder.alone(tmp_path / "new" / "folder", "testing")
+        with pytest.raises(InputError, match=r"another command is testing .*folder"), again:
+            raise AssertionError("it was given twice")
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    for place, says in {"file": "file is a file", "file/below": "below cannot be written: Not a directory"}.items():
+        with pytest.raises(InputError, match=says), folder.alone(tmp_path / place, "testing"):
+            raise AssertionError("it was given")

@@ -240,6 +240,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     for changes, said in (
         ({"logp": "int8"}, "logp = 'int8'"),
         ({"shard": 0}, "shard = 0 is below 1"),
+        ({"seed": -1}, "seed = -1 is below 0"),
         ({"prompt_split": "dev"}, "prompt_split = 'dev'"),
         ({"teacher_walk": "greedy"}, "teacher_walk = 'greedy'"),
         ({"out": tmp_path}, "holds no store.json, so it is no store"),
@@ -250,6 +251,13 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     (own.out / "store.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match="is no manifest of a store"):
         Store(own.out)
+
+
+def test_a_store_that_was_killed_before_it_had_a_manifest_is_begun_again(tmp_path: Path) -> None:
+    own = config(tmp_path)
+    own.out.mkdir()
+    (own.out / "store.json.partial").write_text("{", encoding="utf-8")
+    assert draw(own)["episodes"] == len(Store(own.out))
 
 
 def test_fingerprints_tell_teachers_apart_and_know_one_again() -> None:

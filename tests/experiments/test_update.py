@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,7 +27,7 @@ from experiments.store.shards import Store
 from experiments.studies.changed_teacher import ChangedTeacherConfig, said, saved, study
 from experiments.update import command, renew
 from experiments.update.command import UpdateConfig, run_of
-from experiments.update.drift import FEATURES, Suspicion, coarse_kl, read
+from experiments.update.drift import FEATURES, Suspicion, coarse_kl, packed, read, unpacked
 from experiments.update.renew import ANY, SUSPECTED, Renewal, Round, Search, begin, next_kind
 from tests.experiments.test_store import same
 
@@ -134,14 +135,15 @@ def test_suspicion_falls_on_what_drifted_episodes_have_in_common() -> None:
     suspicion.learn(known, np.array([1.0, 0.8, 0.0, 0.1]))
     unknown = np.zeros((3, FEATURES), dtype=bool)
     unknown[0, 9], unknown[1, 20], unknown[2, 7] = True, True, True
-    assert suspicion.order(unknown).tolist() == [2, 1, 0]
+    assert suspicion.order(packed(unknown)).tolist() == [2, 1, 0]
+    assert (unpacked(packed(unknown)) == unknown).all()
 
 
 def test_what_is_compared_next() -> None:
     def after(*rounds: tuple[str, float]) -> str:
         return next_kind(
             [
-                Round(kind, list(range(16)), [1.0] * int(16 * share) + [0.0] * (16 - int(16 * share)))
+                Round(kind, list(range(16)), [1.0] * int(16 * share) + [0.0] * (16 - int(16 * share)), [0.0] * 16)
                 for kind, share in rounds
             ],
             0.5,
@@ -172,7 +174,8 @@ def test_only_what_has_drifted_is_drawn_anew(old: Store, tmp_path: Path) -> None
     last = others.tokens.gather(1, (others.prompt_length - 1)[:, None])[:, 0]
     whole = torch.from_numpy(new.table)[last].float().gather(1, others.ids[:, 0])
     torch.testing.assert_close(others.logp[:, 0][others.mask[:, 0]], whole[others.mask[:, 0]])
-    tokens = float((old.select(range(len(old))).prompt_length + old.select(range(len(old))).length).sum())
+    texts = store.select(range(len(store)))  # what a whole new store would have, as long as this one
+    tokens = float((texts.prompt_length + texts.length).sum())
     assert figures["saved"] == pytest.approx(1 - (figures["read"] + figures["walked"]) / tokens)
 
 
@@ -202,6 +205,50 @@ def test_a_stopped_update_goes_on(writes: int, old: Store, tmp_path: Path, monke
         assert (tmp_path / "cut" / path.name).read_bytes() == path.read_bytes()
     monkeypatch.setattr(renew, "write_shard", never)
     assert renewed(old, new, tmp_path / "cut").run() == figures
+
+
+def test_what_a_round_has_found_is_known_before_its_shard_is_written(
+    old: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second reading that differs in its last digits must not put an episode on the other side of the threshold."""
+    new = changed(topics())
+    found = renewed(old, new, tmp_path / "cut", drift=1e-9)
+    monkeypatch.setattr(renew, "write_shard", lambda *arguments: stop())
+    with pytest.raises(KeyboardInterrupt):
+        found.run()
+    monkeypatch.undo()
+    again = renewed(old, new, tmp_path / "cut", drift=1e-9)
+    assert len(again.rounds) == 1 and again.rounds[0].drift == found.rounds[0].drift
+
+
+def stop() -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("left", [0.0, 1e-6, 0.011])
+def test_texts_that_the_new_teacher_hardly_says_are_drawn_anew(left: float, old: Store, tmp_path: Path) -> None:
+    """Token 6 after 5 loses all but a share of its mass, and no state moves by the threshold; 1/100 is the limit."""
+    table = topics().probabilities.copy()
+    lost = table[5, 6] * (1 - left)
+    table[5, 6] -= lost
+    table[5, 5] += lost
+    found = renewed(old, TableTeacher(table, "patched"), tmp_path / "new", drift=10.0, round_size=64)
+    found.run()
+    texts = old.select(range(len(old)))
+    says = [
+        any(row[at - 1] == 5 and row[at] == 6 for at in range(start, start + length))
+        for row, start, length in zip(
+            texts.tokens.tolist(), texts.prompt_length.tolist(), texts.length.tolist(), strict=True
+        )
+    ]
+    assert any(says) and max(found.rounds[0].drift) < 10.0
+    assert found.drifted == ([row for row, said in enumerate(says) if said] if left < 0.01 else [])
+
+
+def test_what_has_fallen_is_looked_for_as_what_has_drifted() -> None:
+    one = Round(ANY, [0, 1, 2], [0.3, 0.0, 0.0], [0.0, 9.0, 1.0])
+    assert one.strength(0.05).tolist() == [0.3, 0.1, 0.0] and one.moved(0.05).tolist() == [True, True, False]
+    assert one.share(0.05) == pytest.approx(2 / 3)
 
 
 def never(*arguments: Any) -> NoReturn:
@@ -237,6 +284,26 @@ def test_what_cannot_be_updated_is_said(old: Store, tmp_path: Path, monkeypatch:
     induced = stored(settings(tmp_path, out=tmp_path / "induced", reward="induced_soft"), topics(), monkeypatch)
     with pytest.raises(InputError, match="only logprob and topp_logprob follow"):
         renewed(induced, new, tmp_path / "other")
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match="file is a file"):
+        renewed(old, new, tmp_path / "file")
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "store.json.partial").write_text("{", encoding="utf-8")
+    brief, shard = renewed(old, new, begun), next(old.folder.glob("*.arrow"))
+    monkeypatch.setattr(brief.teacher, "context_limit", 4, raising=False)
+    with pytest.raises(InputError, match=r"the longest text of .* tokens, changed reads 4"):
+        brief.run()
+    monkeypatch.undo()
+    brief.run()
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    with pytest.raises(InputError, match="the same `tdistill collect` draws it anew"):
+        Store(old.folder)
+    shard = next(begun.glob("*.arrow"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(InputError, match="the same `tdistill update` draws it anew"):
+        Store(begun)
 
 
 @pytest.mark.parametrize(
@@ -255,19 +322,35 @@ def test_settings_that_are_refused(words: list[str], said: str, capsys: pytest.C
     assert said in capsys.readouterr().err
 
 
-def test_the_student_goes_on_from_the_new_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_student_goes_on_from_the_new_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     old = stored(settings(tmp_path, prompt_split="train"), topics(), monkeypatch)
     for place in ("experiments.update.command", "experiments.workspace"):
         monkeypatch.setattr(f"{place}.load_teacher", lambda name, loading: changed(topics()))
     out = tmp_path / "own"
-    own = UpdateConfig(store=old.folder, student="tiny", teacher="changed", out=out)
-    run = run_of(own)
-    assert (run.top_p, run.max_new_tokens, run.store, run.out) == (0.8, 6, out / "store", out / "run")
+    prompts = tmp_path / "prompts.txt"
+    own = UpdateConfig(store=old.folder, student="tiny", teacher="changed", prompts=prompts, eval_prompts=2, out=out)
+    run = run_of(replace(own, gamma=0.5))
+    assert (run.top_p, run.max_new_tokens, run.gamma) == (0.8, 6, 0.5)
+    assert (run.store, run.out) == (out / "store", out / "run")
     words = f"--store {old.folder} --student tiny --teacher changed --prompts {tmp_path / 'prompts.txt'} --out {out}"
     (tmp_path / "busy").mkdir()
     with alone(tmp_path / "busy", "testing"), pytest.raises(InputError, match="another command is updating"):
         command.renew(replace(own, out=tmp_path / "busy"))
     words += " --round-size 4 --updates 2 --batch-size 4 --eval-prompts 2 --agent bc"
+    for wrong, says in {
+        "--agent nosuch": "unknown agent 'nosuch'",
+        "--student nowhere": "no student 'nowhere'",
+        "--updates 0": "updates = 0 is below 1",
+        "--targets references": "learn from references without --store",
+        "--prompts nowhere.txt": "'nowhere.txt' does not exist",
+        "--seed -1": "seed = -1 is below 0",
+        "--top-p 0.7": r"top_p = 0.7: the store .* has 0.8, and an update keeps it",
+        f"--out {prompts}": "prompts.txt is a file; give another --out",
+    }.items():  # before the teacher is asked anything
+        assert main(["update", *words.split(), *wrong.split()]) == 2
+        assert re.search(says, capsys.readouterr().err) and not (out / "store").exists()
     assert main(["update", *words.split()]) == 0
     figures = json.loads((out / "update.json").read_text(encoding="utf-8"))["figures"]
     assert {"saved", "saved_walked"} <= {one["name"] for one in figures}
@@ -291,20 +374,18 @@ def test_the_study_says_by_hand_what_was_saved() -> None:
     ]
     for own in found:
         own["anew"] = own["again"] | {"forward_kl": 0.5}
-        own["compared"] = own["update"] | {"forward_kl": 0.2, "read": 500.0}
-        own["short"] = own["update"] | {"forward_kl": 0.3}
+        own["begun"] = own["update"] | {"forward_kl": 0.51}
     config = ChangedTeacherConfig(Path("unused"))
     text = said(config, found)
-    paired = next(line for line in text.splitlines() if line.startswith("| update − old student"))
+    paired = next(line for line in text.splitlines() if "goes on − store drawn anew, old" in line)
     assert paired.replace(" ", "").split("|")[2:5] == ["+0.020±0.127", "+0.000±0.000", "+0.000±0.000"]
-    assert "margin 0.02 nats: update is not shown to be as good beside old student, all drawn anew" in text
-    assert "; update is better beside all begun anew" in text
-    assert "update, a third of the updates is not shown to be as good beside old student, all drawn anew" in text
-    assert "update, every episode compared is as good beside old student, all drawn anew" in text
-    assert saved(found[0], "update", ("read", "walked")) == 0.25 and saved(found[1], "update", ("walked",)) == 0.75
-    assert saved(found[0], "compared", ("read", "walked")) == -0.5
+    goes_on, anew = "“store updated, old student goes on” is", "“store drawn anew, old student goes on”"
+    assert f"{goes_on} not shown to be as good beside {anew}" in text
+    assert "nats: “store updated, student begun anew” is as good beside “store drawn anew, student begun anew”" in text
+    assert f"; {anew} is better beside “store drawn anew, student begun anew”" in text
+    assert saved(found[0], ("read", "walked")) == 0.25 and saved(found[1], ("walked",)) == 0.75
     found[1]["update"]["forward_kl"] = 0.21
-    assert ": update is as good beside old student, all drawn anew" in said(replace(config, margin=0.011), found)
+    assert f"; {goes_on} as good beside {anew}" in said(replace(config, margin=0.011), found)
     assert "not shown" in said(replace(config, margin=0.009), found)
     with pytest.raises(InputError, match="seeds = 1 gives no interval"):
         study(replace(config, seeds=1))
