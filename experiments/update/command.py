@@ -12,7 +12,7 @@ from experiments.compare import check_distill
 from experiments.config import ABSENT, WARM_START_NAME, DistillConfig
 from experiments.folder import alone, check_folder, full_disk_is_said
 from experiments.protect import digest_of
-from experiments.store.shards import Store
+from experiments.store.shards import Manifest, Store
 from experiments.store.source import SHARED, open_store
 from experiments.update.renew import Renewal, Search, begin, check
 from experiments.workspace import Workspace
@@ -49,15 +49,17 @@ def renew(config: UpdateConfig) -> dict[str, float]:
     if config.teacher == ABSENT:
         raise InputError("an update asks the new teacher; give it with --teacher")
     if config.student == WARM_START_NAME:
-        raise InputError("an update goes on with a student; give its directory with --student")
+        raise InputError(
+            "an update goes on with a student; give its directory, or that of what it began as, with --student"
+        )
     if not config.drift > 0:
         raise InputError(f"drift = {config.drift} nats must be above 0; 0.05 is a usual value")
     if config.round_size < 2:
         raise InputError(f"round_size = {config.round_size} is below 2; 64 is a usual value")
     old, run = Store(config.store), run_of(config)
-    _check_run(run, config.store)
     teacher, out = load_teacher(config.teacher, run.loading), config.out / "store"
     check(old, teacher)
+    _check_run(run, config.store)
     search = Search(config.drift, config.round_size, config.seed)
     with full_disk_is_said(out), alone(config.out, "updating"):
         return Renewal(old, teacher, out, begin(old, teacher, out, search), search).run()
@@ -79,7 +81,7 @@ def run_of(config: UpdateConfig) -> DistillConfig:
     Raises: InputError: a setting that the episodes depend on, and that the store has otherwise.
     """
     assert config.store is not None
-    settings, usual = Store(config.store).manifest.settings, UpdateConfig()
+    settings, usual = Manifest.read(config.store).settings, UpdateConfig()
     own: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(DistillConfig)}
     for name in OF_EPISODES:
         if own[name] not in (getattr(usual, name), settings[name]):

@@ -50,7 +50,7 @@ class Reading:
     """What a teacher says along texts that another has walked."""
 
     drift: npt.NDArray[np.float64]  # (B,) mean `coarse_kl` of an episode's states, nats
-    fall: npt.NDArray[np.float64]  # (B,) the most that log π of a token of its text has fallen by, nats; 0 of no text
+    fall: npt.NDArray[np.float64]  # (B,) nats, the most that log π of a token of a text has fallen by, or 0
     episodes: Episodes  # the same texts, with this teacher's sets, log-probabilities and rewards
 
 
@@ -93,7 +93,7 @@ def _read(episodes: Episodes, teacher: Teacher, mass: float, max_candidates: int
     paid = torch.where(episodes.steps, taken[:, :-1].clamp(PAD_LOGP, 0.0), 0.0)
     label = replace(episodes, ids=ids, logp=own, mask=there, slots=slots, in_set=slots >= 0)
     rewards = paid if reward == LogProb.name else torch.where(episodes.steps, paid - label.log_mass[:, :-1], 0.0)
-    fall = torch.where(episodes.steps, episodes.teacher_logp_taken - paid, 0.0).amax(1).double()
+    fall = torch.where(episodes.steps, episodes.teacher_logp_taken - paid, 0.0).amax(1).clamp(min=0).double()
     label = replace(label, rewards=rewards, behaviour_logp=paid, teacher_logp_taken=paid.clone())
     return Reading(drift.numpy(), fall.numpy(), label)
 

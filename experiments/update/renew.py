@@ -2,12 +2,12 @@
 
 A round compares the two teachers on some episodes: the first on any, the later ones where drift is suspected, and when
 suspicion finds little, on any of the rest, to see what it has missed. Of what was compared, episodes that have drifted
-by more than the threshold are drawn anew, and the others keep their text and take the new teacher's sets; what was
-never compared stays as it was. Comparing reads as many tokens as drawing does: where half of any episodes have
-drifted, the rest is drawn anew unseen.
+by more than the threshold, or have a token that the new teacher would hardly say, are drawn anew, and the others keep
+their text and take the new teacher's sets; what was never compared stays as it was. Comparing reads as many tokens as
+drawing does: where half of any episodes have drifted, the rest is drawn anew unseen.
 
 store.json                   as of any store; `updated_from` says of which one, and how
-rounds.json                  which episodes were compared in each round, and how far they had drifted
+rounds.json                  which episodes were compared in each round, and how far they and their tokens had moved
 relabelled-000.arrow         of each round, what has drifted little
 redrawn-000.arrow, kept-000.arrow
 """
@@ -150,9 +150,9 @@ class Renewal:
 
         `read` counts tokens that went through the teacher in whole texts, prompts included, and `walked` those it gave
         one after another, which take most of the time; `read_again` are the prompts that a whole new store would have
-        read. Both are compared with a whole new store whose replies are as long as those of this one. `drift_left` is
-        the mean of the last round of any episodes, ± half of a 95 % interval (normal approximation): of the kept ones
-        an estimate on the low side, as rounds go on until one of them finds little.
+        read. `saved` and `saved_walked` compare with a whole new store whose replies are as long as those of this one.
+        `drift_left` is the mean of the last round of any episodes, ± half of a 95 % interval (normal approximation): of
+        the kept ones an estimate on the low side, as rounds go on until one of them finds little.
         """
         prompts, replies = self._texts[1]
         tokens = {name: int(line["tokens"]) for name, line in self.manifest.shards.items()}

@@ -225,7 +225,7 @@ def stop() -> NoReturn:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("left", [0.0, 1e-6, 0.011])
+@pytest.mark.parametrize("left", [0.0, 0.009, 0.011])
 def test_texts_that_the_new_teacher_hardly_says_are_drawn_anew(left: float, old: Store, tmp_path: Path) -> None:
     """Token 6 after 5 loses all but a share of its mass, and no state moves by the threshold; 1/100 is the limit."""
     table = topics().probabilities.copy()
@@ -311,7 +311,7 @@ def test_what_cannot_be_updated_is_said(old: Store, tmp_path: Path, monkeypatch:
     [
         ([], "give it with --store"),
         (["--store", "old", "--teacher", "none", "--student", "tiny"], "give it with --teacher"),
-        (["--store", "old", "--teacher", "table:toy"], "give its directory with --student"),
+        (["--store", "old", "--teacher", "table:toy"], "or that of what it began as, with --student"),
         (["--store", "old", "--student", "tiny", "--drift", "0"], "drift = 0.0 nats must be above 0"),
         (["--store", "old", "--student", "tiny", "--round-size", "1"], "round_size = 1 is below 2"),
         (["--store", "old", "--student", "tiny"], "no store in old"),
@@ -335,6 +335,15 @@ def test_the_student_goes_on_from_the_new_store(
     assert (run.top_p, run.max_new_tokens, run.gamma) == (0.8, 6, 0.5)
     assert (run.store, run.out) == (out / "store", out / "run")
     words = f"--store {old.folder} --student tiny --teacher changed --prompts {tmp_path / 'prompts.txt'} --out {out}"
+    with pytest.raises(InputError, match=r"prompts.txt is a file; give another --out"):
+        command.renew(replace(own, out=prompts))
+    for changes, says in (
+        ({"protect": prompts}, "an update does not know"),
+        ({"reward": "induced_soft"}, "only logprob"),
+    ):
+        other = stored(settings(tmp_path, out=tmp_path / str(len(says)), **changes), topics(), monkeypatch)
+        with pytest.raises(InputError, match=says):  # and not that the run has other settings
+            command.renew(replace(own, store=other.folder))
     (tmp_path / "busy").mkdir()
     with alone(tmp_path / "busy", "testing"), pytest.raises(InputError, match="another command is updating"):
         command.renew(replace(own, out=tmp_path / "busy"))
@@ -347,10 +356,19 @@ def test_the_student_goes_on_from_the_new_store(
         "--prompts nowhere.txt": "'nowhere.txt' does not exist",
         "--seed -1": "seed = -1 is below 0",
         "--top-p 0.7": r"top_p = 0.7: the store .* has 0.8, and an update keeps it",
-        f"--out {prompts}": "prompts.txt is a file; give another --out",
+        "--copy-prompt": "have no extra tokens, the run's",
     }.items():  # before the teacher is asked anything
         assert main(["update", *words.split(), *wrong.split()]) == 2
         assert re.search(says, capsys.readouterr().err) and not (out / "store").exists()
+    held = stored(settings(tmp_path, out=tmp_path / "held"), topics(), monkeypatch).folder  # of all prompts
+    assert main(["update", *words.replace(str(old.folder), str(held)).split()]) == 2
+    assert "which the run measures on" in capsys.readouterr().err
+    (out / "run").mkdir(parents=True)
+    (out / "run" / "config.yaml").write_text("agent: soft_q\n", encoding="utf-8")
+    assert main(["update", *words.split()]) == 2
+    assert "holds a run with teacher = 'embedded', this one has 'changed'" in capsys.readouterr().err
+    (out / "run" / "config.yaml").unlink()
+    assert not (out / "store").exists()
     assert main(["update", *words.split()]) == 0
     figures = json.loads((out / "update.json").read_text(encoding="utf-8"))["figures"]
     assert {"saved", "saved_walked"} <= {one["name"] for one in figures}
