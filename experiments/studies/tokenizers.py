@@ -1,10 +1,10 @@
-"""A student with another tokenizer than its teacher's, beside one of equal width and depth with the teacher's.
+"""A student with another tokenizer than its teacher's, beside one of equal size with the teacher's.
 
     python -m experiments.studies.tokenizers
 
 The embedded teacher; students that begin at random. *same* learns from a store in the teacher's tokens, *other* from
-one in those of a byte-level BPE of another size, split as GPT-2's splits (the teacher's takes every digit apart), to
-which the teacher's log-probabilities are carried (`envs.carry`). Both answer the same test prompts; divergences are per
+one in those of a byte-level BPE that splits as GPT-2's does (the teacher's takes every digit apart), to which the
+teacher's log-probabilities are carried (`envs.carry`). With as many entries both have as many parameters. Both answer the same test prompts; divergences are per
 byte, so that they compare:
 
     KL a byte = Σ over states of the teacher's replies of KL(π_T ‖ π_S) / Σ bytes of these replies
@@ -45,20 +45,20 @@ SAME, OTHER = "same", "other"
 class TokenizersConfig:
     """Settings of the study."""
 
-    vocabulary: int = 1024
+    vocabulary: int = 2048
     """Entries of the other tokenizer; the teacher's has 2,048."""
-    agents: tuple[str, ...] = ("bc",)
+    agents: tuple[str, ...] = ("bc", "bellman_distill")
     """Agents that learn from episodes alone."""
     student: str = "tiny"
     """Size name of both students."""
-    seeds: int = 3
+    seeds: int = 5
     lr: float = 2e-3
     """Of the agents: students begin at random."""
-    count: int = 128
+    count: int = 2048
     """Training prompts, with a reply each; all seeds of an arm share its store."""
-    updates: int = 450
-    batch_size: int = 8
-    eval_prompts: int = 24
+    updates: int = 2000
+    batch_size: int = 16
+    eval_prompts: int = 128
     """Test prompts."""
     max_new_tokens: int = 80
     """Budget of a reply, in the student's tokens."""

@@ -140,7 +140,8 @@ def test_the_studys_tokenizer_writes_the_corpus_and_ends_prompts_as_the_teachers
 
 @pytest.mark.long
 def test_the_study_runs_and_goes_on(tmp_path: Path) -> None:
-    config = TokenizersConfig(400, seeds=2, count=6, updates=2, eval_prompts=2, max_new_tokens=12, out=tmp_path)
+    small = {"count": 6, "updates": 2, "batch_size": 8, "eval_prompts": 2, "max_new_tokens": 12}
+    config = TokenizersConfig(400, ("bc",), seeds=2, out=tmp_path, **small)
     sides = study(config)
     assert [len(side.students) for side in sides.values()] == [2, 2]
     assert sides["other"].bytes_a_token < sides["same"].bytes_a_token
