@@ -4,8 +4,8 @@
 
 The embedded teacher; students that begin at random. *same* learns from a store in the teacher's tokens, *other* from
 one in those of a byte-level BPE that splits as GPT-2's does (the teacher's takes every digit apart), to which the
-teacher's log-probabilities are carried (`envs.carry`). With as many entries both have as many parameters. Both answer the same test prompts; divergences are per
-byte, so that they compare:
+teacher's log-probabilities are carried (`envs.carry`). With as many entries both have as many parameters. Both answer
+the same test prompts; divergences are per byte, so that they compare:
 
     KL a byte = Σ over states of the teacher's replies of KL(π_T ‖ π_S) / Σ bytes of these replies
 
